@@ -1,0 +1,76 @@
+# Each target sets up what it needs: a virtual environment in .venv with a pinned torch, and the
+# compiled package in it (editable). Needs Python >= 3.10, a C++17 compiler and make.
+#
+#   make demo      train, poison, unlearn and retrain on MovieLens 100K; writes demo-out/
+#   make test      C++ and Python tests
+#   make lint      ruff, mypy, clang-format
+#   make sanitize  C++ tests under AddressSanitizer and UBSan
+#   make package   sdist and wheel, installed and run in a fresh environment
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BUILD ?= build/cmake
+ARGS ?=
+
+BIN := $(VENV)/bin
+# pip's own check for a newer pip is noise here.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Absolute: the build backend may run elsewhere.
+export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
+
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: all demo test test-cpp test-python lint format sanitize package clean
+all: $(BIN)/.installed
+
+# The environment: torch first and pinned, so that nothing pulls another build of it.
+$(BIN)/.environment: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=2.13"
+	touch $@
+
+# The package: --no-build-isolation builds against the torch above.
+$(BIN)/.installed: $(BIN)/.environment $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/ifru demo $(ARGS)
+
+test: test-cpp test-python
+
+test-cpp: $(BIN)/.installed
+	$(BIN)/cmake --build $(BUILD) --target ifru_tests
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+test-python: $(BIN)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+sanitize: $(BIN)/.environment
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DIFRU_PYTHON=OFF -DIFRU_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --target ifru_tests
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+package: $(BIN)/.installed
+	rm -rf build/package && mkdir -p build/package
+	IFRU_EXT_BUILD_DIR= $(BIN)/python -m build --no-isolation --outdir build/package .
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/python -m pip install --quiet "$(TORCH)" build/package/*.whl
+	cd build/package && venv/bin/python -W error ../../python_tests/smoke.py
+
+clean:
+	rm -rf build dist $(VENV) ifru_ext/*.so *.egg-info

@@ -1,0 +1,81 @@
+// pybind11 module `_host`: what is done once per data set or asked once per process, on NumPy
+// arrays and without torch.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels/cpu/isa.h"
+#include "adjacency.h"
+#include "build_info.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+template <class I>
+py::tuple adjacency(const Ids& user, const Ids& item, int64_t n_users, int64_t n_items) {
+  const int64_t n_interactions = user.shape(0);
+  py::array_t<int64_t> rowptr(n_users + n_items + 1);
+  py::array_t<I> neighbor(2 * n_interactions);
+  py::array_t<I> edge(2 * n_interactions);
+  const ifru::host::EdgeList edges{user.data(), item.data(), n_interactions, n_users, n_items};
+  int64_t* rowptr_data = rowptr.mutable_data();
+  I* neighbor_data = neighbor.mutable_data();
+  I* edge_data = edge.mutable_data();
+  {
+    py::gil_scoped_release release;
+    ifru::host::build_adjacency<I>(edges, rowptr_data, neighbor_data, edge_data);
+  }
+  return py::make_tuple(rowptr, neighbor, edge);
+}
+
+py::tuple bipartite_adjacency(const Ids& user, const Ids& item, int64_t n_users, int64_t n_items) {
+  if (user.ndim() != 1 || item.ndim() != 1 || user.shape(0) != item.shape(0)) {
+    throw py::value_error("bipartite_adjacency: expected user and item of one shape [n], got " +
+                          std::to_string(user.size()) + " and " + std::to_string(item.size()) +
+                          " ids");
+  }
+  if (n_users < 0 || n_items < 0) {
+    throw py::value_error("bipartite_adjacency: expected n_users, n_items >= 0, got " +
+                          std::to_string(n_users) + " and " + std::to_string(n_items));
+  }
+  const bool narrow = ifru::host::fits_int32(n_users + n_items, user.shape(0));
+  return narrow ? adjacency<int32_t>(user, item, n_users, n_items)
+                : adjacency<int64_t>(user, item, n_users, n_items);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = IFRU_VERSION;
+  info["torch"] = IFRU_TORCH_VERSION;
+  info["compiler"] = IFRU_COMPILER;
+  info["build_type"] = IFRU_BUILD_TYPE;
+  info["cuda"] = std::string(IFRU_CUDA_VERSION).empty() ? py::object(py::none())
+                                                        : py::object(py::str(IFRU_CUDA_VERSION));
+  info["cuda_architectures"] = IFRU_CUDA_ARCHITECTURES;
+  info["cuda_reason"] = IFRU_CUDA_REASON;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_host, m) {
+  m.doc() = "Index building and build information; NumPy in, NumPy out.";
+  m.def("bipartite_adjacency", &bipartite_adjacency, py::arg("user"), py::arg("item"),
+        py::arg("n_users"), py::arg("n_items"),
+        "(rowptr [N + 1] int64, neighbor [2E], edge [2E]): the CSR by user, then the CSC by item, "
+        "as one adjacency over N = n_users + n_items nodes. neighbor holds node ids, ascending in "
+        "each row; edge holds the interaction's row. int32 where every value fits, else int64.");
+  m.def("build_info", &build_info, "What was built, with what, and why CUDA is or is not in it.");
+  m.def(
+      "isa", [] { return std::string(ifru::cpu::isa_name(ifru::cpu::select_isa())); },
+      "Name of the instruction set in use; raises RuntimeError for an unusable IFRU_EXT_ISA.");
+  m.def("supported_isas", &ifru::cpu::supported_isas,
+        "Instruction sets in this build that this processor can run, comma-separated.");
+}

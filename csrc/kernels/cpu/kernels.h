@@ -1,0 +1,107 @@
+// The CPU kernels as seen by the op layer: argument structs and one table of functions per
+// instruction set. No torch header, no STL container: the per-ISA units include this file.
+//
+// Notation of all kernels: N nodes (users first, then items), E interactions, d features.
+// The symmetric adjacency lists every interaction twice, once in its user's row and once in its
+// item's, so that each output row has one writer and the sums have one order.
+#pragma once
+
+#include <cstdint>
+
+#include "../loss_math.h"
+
+namespace ifru::cpu {
+
+template <class I>
+struct Adjacency {
+  const int64_t* rowptr;  // [N + 1], non-decreasing, checked by the caller
+  const I* neighbor;      // [2E] node ids, checked by the kernels
+  int64_t n_nodes;
+};
+
+// One Horner step of equation (1): out = left * (alpha * x + s * sum_m scaled_m) + ridge * v.
+// `scaled` holds S y of the step before, so that the gather needs no stored values.
+template <class T, class I>
+struct PropagateArgs {
+  Adjacency<I> adjacency;
+  const T* inv_sqrt_degree;  // [N], s
+  const T* x;                // [N, d]
+  const T* scaled;           // [N, d]
+  const T* ridge;            // [N] or null
+  const T* v;                // [N, d], read when ridge is not null
+  T* out;                    // [N, d]
+  T alpha;
+  bool scale_output;  // left = s for the inner steps, 1 for the last
+  int64_t d;
+};
+
+// Equation (5): out_n = sum_j residual_j f_m + ridge_n f_n.
+template <class T, class I>
+struct GradientArgs {
+  Adjacency<I> adjacency;
+  const T* residual;  // [2E]
+  const T* f;         // [N, d]
+  const T* ridge;     // [N] or null
+  T* out;             // [N, d]
+  int64_t d;
+};
+
+// Equation (6): delta_j = <z_n, f_m> + <f_n, z_m>;
+// out_n = sum_j (curvature_j delta_j f_m + residual_j z_m) + ridge_n z_n.
+template <class T, class I>
+struct CurvatureArgs {
+  Adjacency<I> adjacency;
+  const T* residual;   // [2E], null for the Gauss-Newton product
+  const T* curvature;  // [2E]
+  const T* f;          // [N, d]
+  const T* z;          // [N, d]
+  const T* ridge;      // [N] or null
+  T* out;              // [N, d]
+  int64_t d;
+};
+
+// Equation (2) for the interactions (left_e, right_e).
+template <class T, class I>
+struct DerivativeArgs {
+  const I* left;    // [E] node ids, checked by the kernel
+  const I* right;   // [E]
+  const T* f;       // [N, d]
+  const T* label;   // [E]
+  const T* weight;  // [E] or null
+  T* value;         // [E]
+  T* residual;      // [E]
+  T* curvature;     // [E]
+  int64_t n_nodes;
+  int64_t d;
+  Loss loss;
+};
+
+// Each function works on rows (or interactions) [begin, end) and returns false when it met a node
+// id outside [0, N); what it wrote is then not to be used.
+template <class T, class I>
+struct Kernels {
+  bool (*propagate)(const PropagateArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*gradient)(const GradientArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*hvp)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*gauss_newton)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*derivatives)(const DerivativeArgs<T, I>&, int64_t begin, int64_t end);
+};
+
+struct KernelTable {
+  Kernels<float, int32_t> f32_i32;
+  Kernels<float, int64_t> f32_i64;
+  Kernels<double, int32_t> f64_i32;
+  Kernels<double, int64_t> f64_i64;
+};
+
+extern const KernelTable kBaselineTable;
+extern const KernelTable kAvx2Table;
+extern const KernelTable kAvx512Table;
+
+// The table of select_isa(), chosen at the first call.
+const KernelTable& kernel_table();
+
+template <class T, class I>
+const Kernels<T, I>& kernels();
+
+}  // namespace ifru::cpu

@@ -1,0 +1,3 @@
+#define IFRU_VECTOR_BYTES 16
+#define IFRU_TABLE kBaselineTable
+#include "unit.inl"

@@ -1,0 +1,164 @@
+// Portable SIMD for one instruction set: GCC/Clang vector extensions of IFRU_VECTOR_BYTES.
+// Everything is in an anonymous namespace: units of other instruction sets must not share it.
+
+namespace {
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(IFRU_VECTOR_BYTES)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(IFRU_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kWidth = IFRU_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// Halving tree: a fixed order of additions, whatever the compiler makes of it.
+template <class T>
+inline T horizontal_sum(Vec<T> v) {
+  T lane[kWidth<T>];
+  __builtin_memcpy(lane, &v, sizeof v);
+  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+  }
+  return lane[0];
+}
+
+// Rows of a fixed number of features live in registers.
+template <class T, int D>
+struct Row {
+  static_assert(D % kWidth<T> == 0, "D must fill whole vectors");
+  static constexpr int kVectors = D / kWidth<T>;
+  Vec<T> part[kVectors];
+
+  static Row zero() { return Row{}; }
+  static Row read(const T* p) {
+    Row row;
+    for (int k = 0; k < kVectors; ++k) row.part[k] = load(p + k * kWidth<T>);
+    return row;
+  }
+  void write(T* p) const {
+    for (int k = 0; k < kVectors; ++k) store(p + k * kWidth<T>, part[k]);
+  }
+  void add(const Row& x) {
+    for (int k = 0; k < kVectors; ++k) part[k] += x.part[k];
+  }
+  void add(T a, const Row& x) {
+    for (int k = 0; k < kVectors; ++k) part[k] += a * x.part[k];
+  }
+  void scale(T a) {
+    for (int k = 0; k < kVectors; ++k) part[k] *= a;
+  }
+  Vec<T> products(const Row& x) const {
+    Vec<T> sum = part[0] * x.part[0];
+    for (int k = 1; k < kVectors; ++k) sum += part[k] * x.part[k];
+    return sum;
+  }
+};
+
+// Any number of features: whole vectors, then single elements.
+template <class T>
+inline void axpy(int64_t d, T a, const T* x, T* y) {
+  int64_t k = 0;
+  for (; k + kWidth<T> <= d; k += kWidth<T>) store(y + k, load(y + k) + a * load(x + k));
+  for (; k < d; ++k) y[k] += a * x[k];
+}
+
+template <class T>
+inline T dot(int64_t d, const T* x, const T* y) {
+  Vec<T> sum = {};
+  T tail = 0;
+  int64_t k = 0;
+  for (; k + kWidth<T> <= d; k += kWidth<T>) sum += load(x + k) * load(y + k);
+  for (; k < d; ++k) tail += x[k] * y[k];
+  return horizontal_sum<T>(sum) + tail;
+}
+
+template <class T>
+inline void set_zero(int64_t d, T* y) {
+  for (int64_t k = 0; k < d; ++k) y[k] = 0;
+}
+
+// Long rows are summed in segments of this many entries: the partial sums keep the rounding error
+// of a hub of a million entries at that of a few thousand, and their order depends on the row
+// alone.
+constexpr int64_t kSegment = 512;
+
+// Calls body(first, last) for each segment of the row [begin, end); stops at the first false.
+template <class Body>
+inline bool for_segments(int64_t begin, int64_t end, Body&& body) {
+  for (int64_t first = begin; first < end; first += kSegment) {
+    if (!body(first, first + kSegment < end ? first + kSegment : end)) return false;
+  }
+  return true;
+}
+
+// Any number of features is worked on in tiles whose partial sums fit the stack.
+constexpr int64_t kTile = 1024;
+
+// Calls body(first_feature, n_features) for each tile of [0, d).
+template <class Body>
+inline bool for_tiles(int64_t d, Body&& body) {
+  for (int64_t first = 0; first < d; first += kTile) {
+    if (!body(first, d - first < kTile ? d - first : kTile)) return false;
+  }
+  return true;
+}
+
+// How many neighbours ahead the gathers are prefetched: far enough to hide a memory access behind
+// the arithmetic of the rows between, near enough not to be evicted again.
+constexpr int64_t kPrefetchDistance = 8;
+
+template <class T>
+inline void prefetch_row(const T* row, int64_t d) {
+  const char* p = reinterpret_cast<const char*>(row);
+  for (int64_t offset = 0; offset < d * int64_t(sizeof(T)); offset += 64) {
+    __builtin_prefetch(p + offset);
+  }
+}
+
+// One comparison catches negative ids as well.
+template <class I>
+inline bool in_range(I id, int64_t n) {
+  return static_cast<uint64_t>(static_cast<int64_t>(id)) < static_cast<uint64_t>(n);
+}
+
+// Calls the kernel of the fixed sizes with its size as a template argument, of others with 0.
+template <template <class, class, int> class Kernel, class T, class I, class Args>
+bool for_width(const Args& args, int64_t begin, int64_t end) {
+  switch (args.d) {
+    case 16:
+      return Kernel<T, I, 16>::run(args, begin, end);
+    case 32:
+      return Kernel<T, I, 32>::run(args, begin, end);
+    case 48:
+      return Kernel<T, I, 48>::run(args, begin, end);
+    case 64:
+      return Kernel<T, I, 64>::run(args, begin, end);
+    case 96:
+      return Kernel<T, I, 96>::run(args, begin, end);
+    case 128:
+      return Kernel<T, I, 128>::run(args, begin, end);
+    default:
+      return Kernel<T, I, 0>::run(args, begin, end);
+  }
+}
+
+}  // namespace

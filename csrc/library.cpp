@@ -1,0 +1,27 @@
+// Every op of the package, on one screen. Shapes: N nodes (users, then items), E interactions,
+// 2E adjacency entries, d features. Contracts in csrc/README.md and ifru_ext/ops.py.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(ifru_ext, m) {
+  // (1) F = P X + diag(ridge) V: x [N, d], alpha [L + 1] float64 on the CPU.
+  m.def(
+      "propagate(Tensor rowptr, Tensor neighbor, Tensor inv_sqrt_degree, Tensor x, Tensor alpha,"
+      " Tensor? ridge=None, Tensor? v=None) -> Tensor");
+  // (2) loss, residual and curvature of each interaction (left, right): three tensors [E].
+  m.def(
+      "pointwise_derivatives(Tensor left, Tensor right, Tensor f, Tensor label, Tensor? weight,"
+      " int loss) -> (Tensor, Tensor, Tensor)");
+  // (5) G + diag(ridge) F: residual [2E] in adjacency order.
+  m.def(
+      "pointwise_gradient(Tensor rowptr, Tensor neighbor, Tensor residual, Tensor f,"
+      " Tensor? ridge=None) -> Tensor");
+  // (6) H_F Z + diag(ridge) Z: the exact Hessian.
+  m.def(
+      "pointwise_hvp(Tensor rowptr, Tensor neighbor, Tensor residual, Tensor curvature, Tensor f,"
+      " Tensor z, Tensor? ridge=None) -> Tensor");
+  // (6) without the residual terms: the Gauss-Newton product.
+  m.def(
+      "pointwise_ggn(Tensor rowptr, Tensor neighbor, Tensor curvature, Tensor f, Tensor z,"
+      " Tensor? ridge=None) -> Tensor");
+}

@@ -1,0 +1,113 @@
+// Argument checks of all ops: each failure is one sentence "op: expected ..., got ...".
+//
+// They are the second line. ifru_ext/ops.py makes arguments contiguous and moves nothing between
+// devices; ids and shapes that a caller of torch.ops passes directly are checked here, so that no
+// input reaches memory that is not its own.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels/loss_math.h"
+
+namespace ifru::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream text;
+  text << "ifru_ext::" << op << ": ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.size(k));
+  return text + "]";
+}
+
+// Size of the leading dimension, or -1 for any.
+inline void check_shape(const char* op, const char* name, const Tensor& t, int64_t dim,
+                        int64_t rows, int64_t columns = -1) {
+  const bool ok =
+      t.dim() == dim && (rows < 0 || t.size(0) == rows) && (columns < 0 || t.size(1) == columns);
+  if (!ok) {
+    const auto size_text = [](int64_t n) { return n < 0 ? std::string("any") : std::to_string(n); };
+    fail(op, name, ": expected shape [", size_text(rows),
+         dim == 2 ? ", " + size_text(columns) : std::string(), "], got ", shape_text(t));
+  }
+  if (!t.is_contiguous()) fail(op, name, ": expected a contiguous tensor");
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& t, const char* other_name,
+                       const Tensor& other) {
+  if (t.scalar_type() != other.scalar_type()) {
+    fail(op, name, ": expected the dtype of ", other_name, " (",
+         torch::headeronly::toString(other.scalar_type()), "), got ",
+         torch::headeronly::toString(t.scalar_type()));
+  }
+  if (t.is_cuda() != other.is_cuda() || t.get_device_index() != other.get_device_index()) {
+    fail(op, name, ": expected the device of ", other_name);
+  }
+}
+
+// A value tensor of the op: shape, and dtype and device of the features `f`.
+inline void check_value(const char* op, const char* name, const Tensor& t, const char* f_name,
+                        const Tensor& f, int64_t dim, int64_t rows, int64_t columns = -1) {
+  check_shape(op, name, t, dim, rows, columns);
+  check_same(op, name, t, f_name, f);
+}
+
+inline void check_value(const char* op, const char* name, const std::optional<Tensor>& t,
+                        const char* f_name, const Tensor& f, int64_t dim, int64_t rows,
+                        int64_t columns = -1) {
+  if (t.has_value()) check_value(op, name, *t, f_name, f, dim, rows, columns);
+}
+
+// Shapes and dtypes of an adjacency; its contents are checked by check_rowptr and the kernels.
+inline void check_adjacency(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                            const Tensor& f) {
+  check_shape(op, "rowptr", rowptr, 1, f.size(0) + 1);
+  check_shape(op, "neighbor", neighbor, 1, -1);
+  if (rowptr.scalar_type() != ScalarType::Long) {
+    fail(op, "rowptr: expected int64, got ", torch::headeronly::toString(rowptr.scalar_type()));
+  }
+  for (const Tensor* t : {&rowptr, &neighbor}) {
+    if (t->is_cuda() != f.is_cuda() || t->get_device_index() != f.get_device_index()) {
+      fail(op, "rowptr and neighbor: expected the device of the features");
+    }
+  }
+}
+
+// rowptr on the host: starts at 0, never decreases, ends at the number of entries.
+inline void check_rowptr(const char* op, const int64_t* rowptr, int64_t n_nodes,
+                         int64_t n_entries) {
+  bool ordered = rowptr[0] == 0 && rowptr[n_nodes] == n_entries;
+  for (int64_t n = 0; n < n_nodes; ++n) ordered &= rowptr[n] <= rowptr[n + 1];
+  if (!ordered) {
+    fail(op, "rowptr: expected a non-decreasing sequence from 0 to ", n_entries,
+         ", the length of neighbor");
+  }
+}
+
+inline Loss check_loss(const char* op, int64_t loss) {
+  if (loss != int64_t(Loss::kBce) && loss != int64_t(Loss::kMse)) {
+    fail(op, "loss: expected 0 (bce) or 1 (mse), got ", loss);
+  }
+  return static_cast<Loss>(loss);
+}
+
+[[noreturn]] inline void fail_node_id(const char* op, const char* name, int64_t n_nodes) {
+  fail(op, name, ": expected node ids in [0, ", n_nodes, "), found one outside");
+}
+
+}  // namespace ifru::ops

@@ -1,0 +1,138 @@
+// Pointwise losses, equations (2), (5) and (6): derivatives, gradient, HVP, Gauss-Newton product.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "../kernels/cpu/kernels.h"
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace ifru::ops {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, const Tensor& right,
+                                                         const Tensor& f, const Tensor& label,
+                                                         const std::optional<Tensor>& weight,
+                                                         int64_t loss) {
+  constexpr const char* kOp = "pointwise_derivatives";
+  check_shape(kOp, "f", f, 2, -1);
+  check_shape(kOp, "left", left, 1, -1);
+  const int64_t n_interactions = left.numel();
+  check_shape(kOp, "right", right, 1, n_interactions);
+  check_same(kOp, "right", right, "left", left);
+  check_value(kOp, "label", label, "f", f, 1, n_interactions);
+  check_value(kOp, "weight", weight, "f", f, 1, n_interactions);
+  const Loss checked_loss = check_loss(kOp, loss);
+
+  Tensor value = torch::stable::empty_like(label);
+  Tensor residual = torch::stable::empty_like(label);
+  Tensor curvature = torch::stable::empty_like(label);
+  dispatch(kOp, "f", f, "left", left, [&](auto value_tag, auto index_tag) {
+    using T = decltype(value_tag);
+    using I = decltype(index_tag);
+    const cpu::DerivativeArgs<T, I> args{left.const_data_ptr<I>(),
+                                         right.const_data_ptr<I>(),
+                                         f.const_data_ptr<T>(),
+                                         label.const_data_ptr<T>(),
+                                         data_or_null<T>(weight),
+                                         value.mutable_data_ptr<T>(),
+                                         residual.mutable_data_ptr<T>(),
+                                         curvature.mutable_data_ptr<T>(),
+                                         f.size(0),
+                                         f.size(1),
+                                         checked_loss};
+    const bool ok = parallel_items(n_interactions, [&](int64_t begin, int64_t end) {
+      return cpu::kernels<T, I>().derivatives(args, begin, end);
+    });
+    if (!ok) fail_node_id(kOp, "left and right", f.size(0));
+  });
+  return {value, residual, curvature};
+}
+
+Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& residual,
+                          const Tensor& f, const std::optional<Tensor>& ridge) {
+  constexpr const char* kOp = "pointwise_gradient";
+  check_shape(kOp, "f", f, 2, -1);
+  check_adjacency(kOp, rowptr, neighbor, f);
+  check_value(kOp, "residual", residual, "f", f, 1, neighbor.numel());
+  check_value(kOp, "ridge", ridge, "f", f, 1, f.size(0));
+  const int64_t n = f.size(0);
+  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
+  check_rowptr(kOp, rowptr_data, n, neighbor.numel());
+
+  Tensor out = torch::stable::empty_like(f);
+  dispatch(kOp, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
+    using T = decltype(value_tag);
+    using I = decltype(index_tag);
+    const cpu::GradientArgs<T, I> args{{rowptr_data, neighbor.const_data_ptr<I>(), n},
+                                       residual.const_data_ptr<T>(),
+                                       f.const_data_ptr<T>(),
+                                       data_or_null<T>(ridge),
+                                       out.mutable_data_ptr<T>(),
+                                       f.size(1)};
+    const bool ok = parallel_rows(rowptr_data, n, [&](int64_t begin, int64_t end) {
+      return cpu::kernels<T, I>().gradient(args, begin, end);
+    });
+    if (!ok) fail_node_id(kOp, "neighbor", n);
+  });
+  return out;
+}
+
+// The exact product with residuals, the Gauss-Newton product without.
+Tensor curvature_product(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                         const std::optional<Tensor>& residual, const Tensor& curvature,
+                         const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
+  check_shape(op, "f", f, 2, -1);
+  check_adjacency(op, rowptr, neighbor, f);
+  check_value(op, "residual", residual, "f", f, 1, neighbor.numel());
+  check_value(op, "curvature", curvature, "f", f, 1, neighbor.numel());
+  check_value(op, "z", z, "f", f, 2, f.size(0), f.size(1));
+  check_value(op, "ridge", ridge, "f", f, 1, f.size(0));
+  const int64_t n = f.size(0);
+  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
+  check_rowptr(op, rowptr_data, n, neighbor.numel());
+
+  Tensor out = torch::stable::empty_like(f);
+  dispatch(op, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
+    using T = decltype(value_tag);
+    using I = decltype(index_tag);
+    const cpu::CurvatureArgs<T, I> args{{rowptr_data, neighbor.const_data_ptr<I>(), n},
+                                        data_or_null<T>(residual),
+                                        curvature.const_data_ptr<T>(),
+                                        f.const_data_ptr<T>(),
+                                        z.const_data_ptr<T>(),
+                                        data_or_null<T>(ridge),
+                                        out.mutable_data_ptr<T>(),
+                                        f.size(1)};
+    const auto& kernels = cpu::kernels<T, I>();
+    const auto product = residual.has_value() ? kernels.hvp : kernels.gauss_newton;
+    const bool ok = parallel_rows(
+        rowptr_data, n, [&](int64_t begin, int64_t end) { return product(args, begin, end); });
+    if (!ok) fail_node_id(op, "neighbor", n);
+  });
+  return out;
+}
+
+Tensor pointwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& residual,
+                     const Tensor& curvature, const Tensor& f, const Tensor& z,
+                     const std::optional<Tensor>& ridge) {
+  return curvature_product("pointwise_hvp", rowptr, neighbor, residual, curvature, f, z, ridge);
+}
+
+Tensor pointwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& curvature,
+                     const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
+  return curvature_product("pointwise_ggn", rowptr, neighbor, std::nullopt, curvature, f, z, ridge);
+}
+
+}  // namespace
+}  // namespace ifru::ops
+
+STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CPU, m) {
+  m.impl("pointwise_derivatives", TORCH_BOX(&ifru::ops::pointwise_derivatives));
+  m.impl("pointwise_gradient", TORCH_BOX(&ifru::ops::pointwise_gradient));
+  m.impl("pointwise_hvp", TORCH_BOX(&ifru::ops::pointwise_hvp));
+  m.impl("pointwise_ggn", TORCH_BOX(&ifru::ops::pointwise_ggn));
+}
