@@ -1,0 +1,244 @@
+"""Typed wrappers of the custom ops `torch.ops.ifru_ext.*`, and their fake (meta) kernels.
+
+Notation: N nodes (users first, then items), E interactions, d features. An adjacency lists every
+interaction twice, once in its user's row and once in its item's: `rowptr` [N + 1] int64,
+`neighbor` [2E] node ids (int32 or int64); `ifru_ext.adjacency.Adjacency` builds it. Values are
+float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call
+`contiguous()`). Every op is deterministic: one writer per row, sums in stored order, the same bits
+for any number of threads. No op records a gradient; they are the derivatives themselves.
+
+Bad arguments raise ValueError here and RuntimeError from `torch.ops` directly, with the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ifru_ext._native import native
+
+__all__ = [
+    "pointwise_derivatives",
+    "pointwise_ggn",
+    "pointwise_gradient",
+    "pointwise_hvp",
+    "propagate",
+]
+
+_ops = getattr(torch.ops, native.namespace)
+
+
+def _call(op: Callable[..., Any], *args: Any) -> Any:
+    """Calls a raw op; its own sentence about a bad argument becomes a ValueError."""
+    try:
+        return op(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("ifru_ext::"):
+            raise ValueError(text.splitlines()[0].removeprefix("ifru_ext::")) from None
+        raise
+
+
+def propagate(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """Propagation P x = sum_k alpha_k (S A S)^k x, plus diag(ridge) v; equation (1), by Horner.
+
+    P is symmetric: the same call is the Jacobian's product and its adjoint's.
+
+    Args:
+        rowptr: [N + 1] int64.
+        neighbor: [2E] node ids; an interaction listed twice counts twice.
+        inv_sqrt_degree: [N], the diagonal of S; 0 for isolated nodes.
+        x: [N, d].
+        alpha: [L + 1] float64 on the CPU, the weight of each layer; L = 0 gives alpha_0 x.
+        ridge: [N], given together with `v`.
+        v: [N, d].
+
+    Returns:
+        [N, d].
+    """
+    return cast(
+        Tensor,
+        _call(_ops.propagate.default, rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v),
+    )
+
+
+def pointwise_derivatives(
+    left: Tensor,
+    right: Tensor,
+    f: Tensor,
+    label: Tensor,
+    weight: Tensor | None,
+    loss: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, first and second derivative by the score s = <f_left, f_right>; equation (2).
+
+    Args:
+        left: [E] node ids.
+        right: [E] node ids, of the same dtype.
+        f: [N, d].
+        label: [E].
+        weight: [E] sample weights, or None for ones.
+        loss: A value of `ifru_ext.objective.Loss`: 0 for bce, 1 for mse.
+
+    Returns:
+        Loss, residual r = dl/ds and curvature w = d2l/ds2, each [E] and times the weight.
+    """
+    return cast(
+        tuple[Tensor, Tensor, Tensor],
+        _call(_ops.pointwise_derivatives.default, left, right, f, label, weight, loss),
+    )
+
+
+def pointwise_gradient(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """G_n = sum over n's interactions of r f_neighbor, plus ridge_n f_n; equation (5).
+
+    Args:
+        rowptr: [N + 1] int64.
+        neighbor: [2E] node ids.
+        residual: [2E] in adjacency order.
+        f: [N, d].
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    return cast(
+        Tensor, _call(_ops.pointwise_gradient.default, rowptr, neighbor, residual, f, ridge)
+    )
+
+
+def pointwise_hvp(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Hessian-vector product H_F z + diag(ridge) z with the exact Hessian; equation (6).
+
+    Args:
+        rowptr: [N + 1] int64.
+        neighbor: [2E] node ids.
+        residual: [2E] in adjacency order.
+        curvature: [2E] in adjacency order.
+        f: [N, d].
+        z: [N, d], the vector (for LightGCN: propagated).
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    return cast(
+        Tensor,
+        _call(_ops.pointwise_hvp.default, rowptr, neighbor, residual, curvature, f, z, ridge),
+    )
+
+
+def pointwise_ggn(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Gauss-Newton product: `pointwise_hvp` without the residual terms; positive semidefinite.
+
+    Args:
+        rowptr: [N + 1] int64.
+        neighbor: [2E] node ids.
+        curvature: [2E] in adjacency order.
+        f: [N, d].
+        z: [N, d], the vector (for LightGCN: propagated).
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    return cast(Tensor, _call(_ops.pointwise_ggn.default, rowptr, neighbor, curvature, f, z, ridge))
+
+
+# --- fake kernels: shapes and dtypes for torch.compile, torch.export and opcheck ------------------
+
+
+@torch.library.register_fake("ifru_ext::propagate")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    _check_rows("propagate", rowptr, x)
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("ifru_ext::pointwise_derivatives")
+def _(
+    left: Tensor, right: Tensor, f: Tensor, label: Tensor, weight: Tensor | None, loss: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch._check(left.shape == label.shape, lambda: "pointwise_derivatives: label: wrong shape")
+    return torch.empty_like(label), torch.empty_like(label), torch.empty_like(label)
+
+
+@torch.library.register_fake("ifru_ext::pointwise_gradient")
+def _(
+    rowptr: Tensor, neighbor: Tensor, residual: Tensor, f: Tensor, ridge: Tensor | None = None
+) -> Tensor:
+    _check_rows("pointwise_gradient", rowptr, f)
+    return torch.empty_like(f)
+
+
+@torch.library.register_fake("ifru_ext::pointwise_hvp")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("pointwise_hvp", rowptr, f)
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::pointwise_ggn")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("pointwise_ggn", rowptr, f)
+    return torch.empty_like(z)
+
+
+def _check_rows(op: str, rowptr: Tensor, features: Tensor) -> None:
+    torch._check(
+        rowptr.shape[0] == features.shape[0] + 1,
+        lambda: f"{op}: rowptr: expected {features.shape[0] + 1} entries, got {rowptr.shape[0]}",
+    )

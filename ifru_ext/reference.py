@@ -1,0 +1,102 @@
+"""A twin in plain torch of every op, with the same arguments: what the tests compare with.
+
+Written to be read beside the equations, not to be fast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+__all__ = [
+    "pointwise_derivatives",
+    "pointwise_ggn",
+    "pointwise_gradient",
+    "pointwise_hvp",
+    "propagate",
+]
+
+
+def _owner(rowptr: Tensor) -> Tensor:
+    """[2E]: the row that each adjacency entry stands in."""
+    n_nodes = rowptr.shape[0] - 1
+    return torch.repeat_interleave(torch.arange(n_nodes, device=rowptr.device), rowptr.diff())
+
+
+def _sum_rows(rowptr: Tensor, terms: Tensor) -> Tensor:
+    """[2E, d] -> [N, d]: sums the entries of each row."""
+    out = terms.new_zeros((rowptr.shape[0] - 1, terms.shape[1]))
+    return out.index_add(0, _owner(rowptr), terms)
+
+
+def _plus_ridge(x: Tensor, ridge: Tensor | None, v: Tensor | None) -> Tensor:
+    return x if ridge is None or v is None else x + ridge[:, None] * v
+
+
+def propagate(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """Equation (1), power by power."""
+    s = inv_sqrt_degree[:, None]
+    power = x
+    out = alpha[0].item() * x
+    for weight in alpha[1:].tolist():
+        power = s * _sum_rows(rowptr, (s * power)[neighbor.long()])
+        out = out + weight * power
+    return _plus_ridge(out, ridge, v)
+
+
+def pointwise_derivatives(
+    left: Tensor, right: Tensor, f: Tensor, label: Tensor, weight: Tensor | None, loss: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (2)."""
+    score = (f[left.long()] * f[right.long()]).sum(1)
+    if loss == 0:
+        sigma = torch.sigmoid(score)
+        parts = -logsigmoid(-score) - label * score, sigma - label, sigma * torch.sigmoid(-score)
+    else:
+        parts = (score - label).square() / 2, score - label, torch.ones_like(score)
+    c = torch.ones_like(score) if weight is None else weight
+    return c * parts[0], c * parts[1], c * parts[2]
+
+
+def pointwise_gradient(
+    rowptr: Tensor, neighbor: Tensor, residual: Tensor, f: Tensor, ridge: Tensor | None = None
+) -> Tensor:
+    """Equation (5), without the propagation."""
+    return _plus_ridge(_sum_rows(rowptr, residual[:, None] * f[neighbor.long()]), ridge, f)
+
+
+def pointwise_hvp(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (6), without the propagation."""
+    gauss_newton = pointwise_ggn(rowptr, neighbor, curvature, f, z, ridge)
+    return gauss_newton + _sum_rows(rowptr, residual[:, None] * z[neighbor.long()])
+
+
+def pointwise_ggn(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (6) without the residual terms."""
+    n, m = _owner(rowptr), neighbor.long()
+    delta = (z[n] * f[m]).sum(1) + (f[n] * z[m]).sum(1)
+    return _plus_ridge(_sum_rows(rowptr, (curvature * delta)[:, None] * f[m]), ridge, z)

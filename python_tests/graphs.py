@@ -1,0 +1,43 @@
+"""The graph shapes of the tests' tables."""
+
+from __future__ import annotations
+
+import torch
+
+from ifru_ext.adjacency import Adjacency
+
+__all__ = ["GRAPHS", "make_pairs"]
+
+# Name -> (n_users, n_items); the pairs are drawn by make_pairs.
+GRAPHS = ("empty", "one_edge", "isolated", "duplicates", "hub", "power_law")
+
+
+def make_pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """(user, item, n_users, n_items); always the same for a name."""
+    g = torch.Generator().manual_seed(7)
+
+    def draw(high: int, n: int) -> torch.Tensor:
+        return torch.randint(0, high, (n,), generator=g)
+
+    if name == "empty":
+        return draw(1, 0), draw(1, 0), 4, 3
+    if name == "one_edge":
+        return torch.tensor([0]), torch.tensor([0]), 1, 1
+    if name == "isolated":  # users 10.. and items 8.. have no interaction
+        return draw(10, 60), draw(8, 60), 15, 12
+    if name == "duplicates":
+        user, item = draw(6, 40), draw(5, 40)
+        return user.repeat(3), item.repeat(3), 6, 5
+    if name == "hub":  # one user with almost everything, more entries than one piece of work
+        user = torch.where(torch.rand(6000, generator=g) < 0.8, 3, draw(50, 6000))
+        return user, draw(40, 6000), 50, 40
+    if name == "power_law":
+        user = (200 * torch.rand(8000, generator=g) ** 3).long()
+        return user, (150 * torch.rand(8000, generator=g) ** 3).long(), 200, 150
+    raise ValueError(name)
+
+
+def make_adjacency(name: str, index: torch.dtype = torch.int32) -> Adjacency:
+    """The adjacency of make_pairs with ids of one dtype."""
+    a = Adjacency.from_pairs(*make_pairs(name))
+    return Adjacency(a.rowptr, a.neighbor.to(index), a.edge.to(index), a.n_users, a.n_items)

@@ -1,0 +1,326 @@
+"""Every op: against its twin, opcheck, determinism, symmetry, error texts."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from graphs import GRAPHS, make_adjacency, make_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ifru_ext import ops, reference
+from ifru_ext._native import native
+from ifru_ext.adjacency import Adjacency
+
+DTYPES = (torch.float32, torch.float64)
+INDICES = (torch.int32, torch.int64)
+DIMS = (1, 7, 16, 32, 48, 64, 96, 100, 128, 130)
+RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+def op_arguments(name, adjacency, dim, dtype, seed=0):
+    """The arguments of one op on a graph."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    a, n = adjacency, adjacency.n_nodes
+    entries, edges = a.neighbor.shape[0], a.n_interactions
+    f, z, ridge = normal(n, dim), normal(n, dim), normal(n)
+    if name == "propagate":
+        degree = a.degrees().double()
+        s = torch.where(degree > 0, degree.rsqrt(), 0.0).to(dtype)
+        alpha = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        return a.rowptr, a.neighbor, s, f, alpha, ridge, z
+    if name == "pointwise_derivatives":
+        owner = torch.repeat_interleave(torch.arange(n), a.rowptr.diff()).to(a.neighbor.dtype)
+        left, right = owner[:edges], a.neighbor[:edges]
+        label = torch.rand(edges, generator=g).to(dtype)
+        weight = torch.rand(edges, generator=g).to(dtype)
+        return left.clone(), right.clone(), f / dim**0.5, label, weight, 0
+    residual, curvature = normal(entries), normal(entries)
+    if name == "pointwise_gradient":
+        return a.rowptr, a.neighbor, residual, f, ridge
+    if name == "pointwise_hvp":
+        return a.rowptr, a.neighbor, residual, curvature, f, z, ridge
+    return a.rowptr, a.neighbor, curvature, f, z, ridge
+
+
+OPS = ops.__all__
+
+
+def as_tuple(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
+def assert_close(got, expected, dtype):
+    for x, y in zip(as_tuple(got), as_tuple(expected), strict=True):
+        assert x.dtype == dtype
+        assert x.shape == y.shape
+        scale = max(1.0, float(y.abs().max())) if y.numel() else 1.0
+        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=RTOL[dtype] * scale)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_matches_the_twin(name, dtype, dim, graph):
+    # float32 is compared with the twin in float64: the twin's own rounding does not count.
+    args = op_arguments(name, make_adjacency(graph), dim, dtype)
+    wide = [
+        a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+    ]
+    assert_close(getattr(ops, name)(*args), getattr(reference, name)(*wide), dtype)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dim", [16, 33])
+def test_index_dtypes_give_the_same_bits(name, dim):
+    narrow, wide = (
+        getattr(ops, name)(*op_arguments(name, make_adjacency("power_law", i), dim, torch.float32))
+        for i in INDICES
+    )
+    assert all(map(torch.equal, as_tuple(narrow), as_tuple(wide)))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("n_optional", [0, 1])
+def test_opcheck(name, n_optional):
+    # Indices are cloned: opcheck refuses views of a shared base.
+    args = op_arguments(name, make_adjacency("isolated"), 7, torch.float64)
+    if n_optional and name != "pointwise_derivatives":
+        args = args[: -2 if name == "propagate" else -1]
+    elif n_optional:
+        args = (*args[:4], None, 1)
+    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 64, 100])
+@pytest.mark.parametrize("graph", ["hub", "power_law"])
+@pytest.mark.parametrize("name", OPS)
+def test_threads_give_the_same_bits(name, graph, dim, dtype):
+    args = op_arguments(name, make_adjacency(graph), dim, dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            results.append(as_tuple(getattr(ops, name)(*args)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("name", ["propagate", "pointwise_hvp", "pointwise_ggn"])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_products_are_symmetric(name, graph):
+    adjacency = make_adjacency(graph)
+    args = list(op_arguments(name, adjacency, 7, torch.float64))
+    # An operator of the graph: both entries of an interaction carry the same values.
+    g = torch.Generator().manual_seed(1)
+    n, edges = adjacency.n_nodes, adjacency.n_interactions
+    if name == "propagate":
+        place, args[6] = 3, None
+        args[5] = None
+    else:
+        place = 5 if name == "pointwise_hvp" else 4
+        for k in range(2, place - 1):
+            values = torch.randn(edges, generator=g, dtype=torch.float64)
+            args[k] = adjacency.by_entry(values)
+
+    def apply(x):
+        args[place] = x
+        return getattr(ops, name)(*args)
+
+    x, y = (torch.randn(n, 7, generator=g, dtype=torch.float64) for _ in range(2))
+    torch.testing.assert_close((apply(x) * y).sum(), (x * apply(y)).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_gauss_newton_is_positive_semidefinite():
+    adjacency = make_adjacency("power_law")
+    args = list(op_arguments("pointwise_ggn", adjacency, 8, torch.float64))
+    args[2] = adjacency.by_entry(torch.rand(adjacency.n_interactions, dtype=torch.float64))
+    args[5] = None
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        args[4] = torch.randn(args[3].shape, generator=g, dtype=torch.float64)
+        assert float((args[4] * ops.pointwise_ggn(*args)).sum()) >= 0
+
+
+@pytest.mark.parametrize("score", [0.0, 1e-8, 3.0, -3.0, 30.0, -30.0, 80.0, -80.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_bce_keeps_its_digits(label, dtype, score):
+    f = torch.tensor([[1.0], [score]], dtype=dtype)
+    y = torch.tensor([label], dtype=dtype)
+    got = ops.pointwise_derivatives(torch.tensor([0]), torch.tensor([1]), f, y, None, 0)
+    margin = float(f[1]) * (1 if label == 0 else -1)  # the loss is softplus(margin)
+    sigma = 1 / (1 + math.exp(-margin)) if margin > 0 else math.exp(margin) / (1 + math.exp(margin))
+    value = max(margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+    sign = 1 if label == 0 else -1
+    expected = value, sign * sigma, math.exp(-abs(margin)) / (1 + math.exp(-abs(margin))) ** 2
+    for x, e in zip(got, expected, strict=True):
+        assert float(x) == pytest.approx(e, rel=1e-5 if dtype == torch.float32 else 1e-12, abs=0)
+
+
+@pytest.mark.parametrize("score", [1e4, -1e4, 3e38, -3e38])
+def test_bce_does_not_overflow(score):
+    f = torch.tensor([[1.0], [score]])
+    for label in (0.0, 1.0):
+        value, residual, curvature = ops.pointwise_derivatives(
+            torch.tensor([0]), torch.tensor([1]), f, torch.tensor([label]), None, 0
+        )
+        wrong = (score > 0) != (label == 1)
+        assert float(value) == pytest.approx(abs(score) if wrong else 0.0)
+        assert abs(float(residual)) == (1.0 if wrong else 0.0)
+        assert float(curvature) == 0.0
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6)), max_size=40),
+    dim=st.integers(1, 20),
+    layers=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_graph_propagates_like_a_dense_matrix(pairs, dim, layers):
+    user = torch.tensor([p[0] for p in pairs], dtype=torch.int64)
+    item = torch.tensor([p[1] for p in pairs], dtype=torch.int64)
+    adjacency = Adjacency.from_pairs(user, item, 9, 7)
+    dense = torch.zeros(16, 16, dtype=torch.float64)
+    dense.index_put_((user, item + 9), torch.ones(len(pairs), dtype=torch.float64), accumulate=True)
+    dense = dense + dense.T
+    degree = dense.sum(1)
+    s = torch.where(degree > 0, degree.rsqrt(), 0.0)
+    normalised = s[:, None] * dense * s
+    x = torch.randn(16, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alpha = torch.linspace(0.2, 1.0, layers + 1, dtype=torch.float64)
+    expected, power = torch.zeros_like(x), x
+    for a in alpha:
+        expected += a * power
+        power = normalised @ power
+    got = ops.propagate(adjacency.rowptr, adjacency.neighbor, s, x, alpha)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def broken(name, position, value):
+    args = list(op_arguments(name, make_adjacency("isolated"), 4, torch.float32))
+    args[position] = value(args[position])
+    return args
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "value", "text"),
+    [
+        ("propagate", 3, lambda x: x[:5], "rowptr: expected shape [6], got [28]"),
+        ("propagate", 3, lambda x: x[0], "x: expected shape [any, any], got [4]"),
+        ("propagate", 2, lambda x: x.double(), "inv_sqrt_degree: expected the dtype of x (Float)"),
+        ("propagate", 1, lambda x: x.short(), "neighbor: expected int32 or int64, got Short"),
+        ("propagate", 1, lambda x: x[:-1], "rowptr: expected a non-decreasing sequence from 0 to"),
+        ("propagate", 4, lambda x: x.float(), "alpha: expected a float64 tensor on the CPU"),
+        ("propagate", 4, lambda x: x[:0], "alpha: expected at least one coefficient"),
+        ("propagate", 5, lambda x: None, "ridge and v: expected both or neither"),
+        ("propagate", 3, lambda x: x.half(), "expected the dtype of x (Half)"),
+        ("pointwise_gradient", 0, lambda x: x.int(), "rowptr: expected int64, got Int"),
+        ("pointwise_gradient", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing"),
+        ("pointwise_gradient", 2, lambda x: x[1:], "residual: expected shape [120], got [119]"),
+        ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected node ids in [0, 27)"),
+        ("pointwise_hvp", 1, lambda x: x - 100, "neighbor: expected node ids in [0, 27)"),
+        ("pointwise_hvp", 5, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
+        ("pointwise_ggn", 5, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+        ("pointwise_derivatives", 0, lambda x: x + 100, "left and right: expected node ids in"),
+        ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
+        ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
+        ("pointwise_derivatives", 5, lambda x: 2, "loss: expected 0 (bce) or 1 (mse), got 2"),
+    ],
+)
+def test_bad_arguments_give_one_sentence(name, position, value, text):
+    args = broken(name, position, value)
+    with pytest.raises(ValueError, match=r"^" + name + ": ") as caught:
+        getattr(ops, name)(*args)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="ifru_ext::" + name):
+        getattr(torch.ops.ifru_ext, name)(*args)
+
+
+def test_non_contiguous_arguments_are_accepted():
+    args = list(op_arguments("pointwise_hvp", make_adjacency("isolated"), 6, torch.float64))
+    expected = ops.pointwise_hvp(*args)
+    args[4] = args[4].T.contiguous().T
+    assert torch.equal(ops.pointwise_hvp(*args), expected)
+
+
+ISA_SCRIPT = """
+import torch, sys
+sys.path.insert(0, {folder!r})
+from graphs import make_adjacency
+from test_ops import OPS, as_tuple, op_arguments
+from ifru_ext import ops
+from ifru_ext._native import native
+assert native.isa == {isa!r}, native.isa
+results = {{}}
+for name in OPS:
+    for dim in (16, 48, 64, 100):
+        args = op_arguments(name, make_adjacency("power_law"), dim, torch.float32)
+        once, again = (as_tuple(getattr(ops, name)(*args)) for _ in range(2))
+        assert all(map(torch.equal, once, again))
+        results[name, dim] = once
+torch.save(results, {path!r})
+"""
+
+
+@pytest.mark.parametrize("isa", native.supported_isas.split(", "))
+def test_every_instruction_set_gives_the_twins_answer(isa, tmp_path):
+    path = tmp_path / "results.pt"
+    script = ISA_SCRIPT.format(folder=os.path.dirname(__file__), isa=isa, path=str(path))
+    environment = {**os.environ, "IFRU_EXT_ISA": isa}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    for (name, dim), got in torch.load(path).items():
+        args = op_arguments(name, make_adjacency("power_law"), dim, torch.float32)
+        wide = [
+            a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+        ]
+        assert_close(got, getattr(reference, name)(*wide), torch.float32)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    environment = {**os.environ, "IFRU_EXT_ISA": "avx9000"}
+    answer = subprocess.run(
+        [sys.executable, "-c", "import ifru_ext"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode != 0
+    assert "IFRU_EXT_ISA: expected one of baseline" in answer.stderr
+    assert "got 'avx9000'" in answer.stderr
+
+
+def test_adjacency_lists_every_interaction_twice():
+    user, item, n_users, n_items = make_pairs("duplicates")
+    a = Adjacency.from_pairs(user, item, n_users, n_items)
+    assert a.n_interactions == len(user)
+    assert int(a.rowptr[n_users]) == len(user)
+    assert torch.equal(
+        torch.sort(a.edge).values, torch.arange(len(user)).repeat_interleave(2).int()
+    )
+    owner = torch.repeat_interleave(torch.arange(a.n_nodes), a.rowptr.diff())
+    first, second = (a.edge[k].long() for k in (owner < n_users, owner >= n_users))
+    assert torch.equal(owner[owner < n_users], user[first])
+    assert torch.equal(a.neighbor[owner < n_users].long(), item[first] + n_users)
+    assert torch.equal(a.neighbor[owner >= n_users].long(), user[second])
+
+
+def test_adjacency_names_the_row_of_a_bad_id():
+    with pytest.raises(ValueError, match=r"expected item ids in \[0, 2\), got 5 in row 1"):
+        Adjacency.from_pairs(torch.tensor([0, 0]), torch.tensor([0, 5]), 1, 2)
