@@ -1,0 +1,58 @@
+"""Writing a file so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["write_atomic"]
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Replaces a file in one step: a reader, or a crash at any moment, finds the old or the new.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name
+    of `path` last. On any failure the temporary file is removed and the old file stays as it was.
+    An existing file keeps its permissions; a symbolic link keeps pointing to the file it names.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The bytes, or a function that writes them to a binary file.
+
+    Raises:
+        OSError: The folder does not exist or cannot be written to, or the disk is full.
+    """
+    # Renaming over a link would replace the link and leave the file behind it stale.
+    target = Path(os.path.realpath(path))
+    # The name is independent of the target's, which may be as long as the file system allows.
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power failure, where folders can be synced at all."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

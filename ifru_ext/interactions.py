@@ -1,0 +1,239 @@
+"""Interactions: who met what, with which label."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifru_ext.adjacency import Adjacency
+from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
+from ifru_ext.errors import InputError
+from ifru_ext.ids import IdMap
+
+__all__ = ["Interactions"]
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Interactions:
+    """n interactions between users and items. Immutable: what changes them returns new ones.
+
+    Columns given as tensors or arrays of the stored type are shared, not copied; do not write to
+    them afterwards. A pair may occur in several rows: each counts.
+
+    Args:
+        user: [n] ids in [0, n_users).
+        item: [n] ids in [0, n_items).
+        label: [n] finite numbers; None for ones (implicit feedback). Which range a loss asks for
+            is checked by the objective.
+        n_users: Number of users, those without a row included; by default the length of
+            `user_ids`, else the largest id + 1.
+        n_items: Likewise of items.
+        weight: [n] finite numbers >= 0 that multiply the loss of a row.
+        timestamp: [n] finite numbers, in any unit.
+        user_ids: The original ids of the users, one per user.
+        item_ids: The original ids of the items, one per item.
+
+    Attributes:
+        user: [n] int64.
+        item: [n] int64.
+        label: [n] float32.
+        weight: [n] float32, or None.
+        timestamp: [n] int64 if it came as integers, else float64; or None.
+        n_users: Number of users.
+        n_items: Number of items.
+        user_ids: Original ids, or None.
+        item_ids: Original ids, or None.
+
+    Raises:
+        InputError: There is no row, or a column has another length or type, an id out of range,
+            or a number that is NaN, infinite or (a weight) negative.
+    """
+
+    user: Tensor
+    item: Tensor
+    label: Tensor
+    weight: Tensor | None
+    timestamp: Tensor | None
+    n_users: int
+    n_items: int
+    user_ids: IdMap | None
+    item_ids: IdMap | None
+
+    def __init__(
+        self,
+        user: ArrayLike,
+        item: ArrayLike,
+        label: ArrayLike | None = None,
+        *,
+        n_users: int | None = None,
+        n_items: int | None = None,
+        weight: ArrayLike | None = None,
+        timestamp: ArrayLike | None = None,
+        user_ids: IdMap | None = None,
+        item_ids: IdMap | None = None,
+    ) -> None:
+        n_users = _size("n_users", n_users, "user_ids", user_ids)
+        n_items = _size("n_items", n_items, "item_ids", item_ids)
+        user = as_ids("user", user, below=n_users, bound="n_users = ", at="in row")
+        item = as_ids("item", item, below=n_items, bound="n_items = ", at="in row")
+        if user.numel() != item.numel():
+            raise InputError(f"item: expected {user.numel()} values as in user, got {item.numel()}")
+        if user.numel() == 0:
+            raise InputError("user: expected at least one interaction, got none")
+        n_users = int(user.max()) + 1 if n_users is None else n_users
+        n_items = int(item.max()) + 1 if n_items is None else n_items
+        if n_users * n_items > np.iinfo(np.int64).max:
+            raise InputError(
+                f"user, item: expected ids that count from 0, got {n_users} users and {n_items} "
+                "items; IdMap.from_values numbers original ids"
+            )
+        if weight is not None:
+            weight = as_numbers("weight", weight, user, torch.float32)
+            if bool((weight < 0).any()):
+                row = int((weight < 0).nonzero()[0])
+                raise InputError(
+                    f"weight: expected numbers >= 0, got {float(weight[row]):g} in row {row}"
+                )
+        self.__dict__.update(
+            user=user,
+            item=item.to(user.device),
+            label=_labels(label, user),
+            weight=weight,
+            timestamp=None if timestamp is None else as_numbers("timestamp", timestamp, user, None),
+            n_users=n_users,
+            n_items=n_items,
+            user_ids=user_ids,
+            item_ids=item_ids,
+        )
+
+    @property
+    def n_nodes(self) -> int:
+        """N, users and items together."""
+        return self.n_users + self.n_items
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_users, n_items)."""
+        return self.n_users, self.n_items
+
+    @property
+    def positive(self) -> Tensor:
+        """[n] bool: label > 0.5."""
+        return self.label > 0.5
+
+    @cached_property
+    def n_duplicates(self) -> int:
+        """Number of rows whose pair of user and item stands in an earlier row too."""
+        pair = (self.user * self.n_items + self.item).sort().values
+        return int((pair[1:] == pair[:-1]).sum())
+
+    @cached_property
+    def adjacency(self) -> Adjacency:
+        """All rows by user and by item, whatever their label; built once."""
+        return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
+
+    def degrees(self) -> Tensor:
+        """[N] int64: rows at each node, users first."""
+        return torch.cat(
+            [
+                torch.bincount(self.user, minlength=self.n_users),
+                torch.bincount(self.item, minlength=self.n_items),
+            ]
+        )
+
+    def subset(self, rows: ArrayLike) -> Interactions:
+        """Some of the rows; sizes and original ids stay.
+
+        Unlike data made by the constructor, a subset may be empty.
+
+        Args:
+            rows: A bool mask [n], or indices [k], whose order and repetitions are kept.
+
+        Raises:
+            InputError: The mask has another length, or an index is out of range.
+        """
+        selection = as_row_selection("rows", rows, len(self)).to(self.user.device)
+        return self._with(
+            user=self.user[selection],
+            item=self.item[selection],
+            label=self.label[selection],
+            weight=None if self.weight is None else self.weight[selection],
+            timestamp=None if self.timestamp is None else self.timestamp[selection],
+        )
+
+    def with_labels(self, label: ArrayLike | None) -> Interactions:
+        """The same rows with other labels.
+
+        Args:
+            label: [n] finite numbers; None for ones.
+
+        Raises:
+            InputError: Another length, or a number that is NaN or infinite.
+        """
+        other = self._with(label=_labels(label, self.user))
+        # What depends on the pairs alone is not computed again.
+        for name in ("adjacency", "n_duplicates"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents, in hexadecimal.
+
+        Covers the sizes and all columns in the order of their rows, not the original ids. The
+        same on every machine and device.
+        """
+        digest = hashlib.sha256(f"interactions {len(self)} {self.shape}".encode())
+        for name in ("user", "item", "label", "weight", "timestamp"):
+            column: Tensor | None = getattr(self, name)
+            if column is None:
+                continue
+            array = column.cpu().numpy()
+            little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(f" {name} {little_endian.dtype.str} ".encode())
+            digest.update(np.ascontiguousarray(little_endian).data)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.user.numel()
+
+    def __repr__(self) -> str:
+        extra = [name for name in ("weight", "timestamp") if getattr(self, name) is not None]
+        more = f", with {' and '.join(extra)}" if extra else ""
+        return f"Interactions({len(self)} rows, {self.n_users} users, {self.n_items} items{more})"
+
+    def _with(self, **changes: Tensor | None) -> Interactions:
+        """Other columns, valid by construction; computed properties are left behind."""
+        other = object.__new__(Interactions)
+        other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)
+        return other
+
+
+def _labels(label: ArrayLike | None, user: Tensor) -> Tensor:
+    if label is None:
+        return torch.ones_like(user, dtype=torch.float32)
+    return as_numbers("label", label, user, torch.float32)
+
+
+def _size(name: str, size: int | None, ids_name: str, ids: IdMap | None) -> int | None:
+    if ids is not None and not isinstance(ids, IdMap):
+        raise InputError(f"{ids_name}: expected an IdMap, got {type(ids).__name__}")
+    if size is None:
+        return None if ids is None else len(ids)
+    try:
+        size = operator.index(size)
+    except TypeError:
+        raise InputError(
+            f"{name}: expected a positive integer, got {type(size).__name__}"
+        ) from None
+    if size < 1:
+        raise InputError(f"{name}: expected a positive integer, got {size}")
+    if ids is not None and len(ids) != size:
+        raise InputError(f"{ids_name}: expected one id for each of {size}, got {len(ids)}")
+    return size

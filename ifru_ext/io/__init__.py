@@ -1,0 +1,1 @@
+"""Files: tables of interactions, and models on disk."""
