@@ -1,0 +1,256 @@
+"""The models: embeddings of all nodes, and what turns them into features.
+
+A model is immutable. What changes the embeddings returns a new model that shares the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifru_ext.graph import BipartiteGraph
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LightGCN", "MatrixFactorization", "RecommenderModel"]
+
+# Rows scored at a time: bounds the gathered features to about 64 MB at d = 64.
+_SCORE_CHUNK = 1 << 17
+
+
+class RecommenderModel(ABC):
+    """Scores <f_u, f_i> of features F = P E, with P linear, symmetric and free of parameters.
+
+    Args:
+        user_embedding: [n_users, d] float32 or float64, finite; a tensor or a NumPy array.
+        item_embedding: [n_items, d] of the same dtype.
+
+    Attributes:
+        embedding: [N, d] the ego embeddings E, users first.
+        n_users: Number of users.
+        n_items: Number of items.
+
+    Raises:
+        ValueError: Shapes or dtypes disagree, or a value is NaN or infinite.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        user_embedding: Tensor | np.ndarray[Any, Any],
+        item_embedding: Tensor | np.ndarray[Any, Any],
+    ) -> None:
+        user = _checked_embedding("user_embedding", user_embedding)
+        item = _checked_embedding("item_embedding", item_embedding)
+        if user.shape[1] != item.shape[1] or user.dtype != item.dtype:
+            raise ValueError(
+                "item_embedding: expected the width and dtype of user_embedding "
+                f"({user.shape[1]}, {user.dtype}), got ({item.shape[1]}, {item.dtype})"
+            )
+        self.n_users = user.shape[0]
+        self.n_items = item.shape[0]
+        self.embedding = torch.cat([user, item])
+        self._features: Tensor | None = None
+
+    @property
+    def user_embedding(self) -> Tensor:
+        """[n_users, d], a view of `embedding`."""
+        return self.embedding[: self.n_users]
+
+    @property
+    def item_embedding(self) -> Tensor:
+        """[n_items, d], a view of `embedding`."""
+        return self.embedding[self.n_users :]
+
+    @property
+    def n_nodes(self) -> int:
+        """N, users and items together."""
+        return self.n_users + self.n_items
+
+    @property
+    def dim(self) -> int:
+        """d, the number of features."""
+        return self.embedding.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32 or float64."""
+        return self.embedding.dtype
+
+    @property
+    @abstractmethod
+    def graph(self) -> BipartiteGraph | None:
+        """The graph that P is made of; None where P is the identity."""
+
+    @abstractmethod
+    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        """P x + diag(ridge) v; x and v [N, d], ridge [N]. P is its own adjoint."""
+
+    @abstractmethod
+    def with_graph(self, graph: BipartiteGraph | None) -> Self:
+        """The same embeddings over another graph."""
+
+    def with_embedding(self, embedding: Tensor) -> Self:
+        """The same model with other ego embeddings [N, d].
+
+        Raises:
+            ValueError: The shape differs, or a value is NaN or infinite.
+        """
+        if embedding.shape != self.embedding.shape:
+            raise ValueError(
+                f"embedding: expected shape {list(self.embedding.shape)}, "
+                f"got {list(embedding.shape)}"
+            )
+        _checked_embedding("embedding", embedding)
+        return self._copy(embedding=embedding.detach())
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same model in float32 or float64."""
+        return self._copy(embedding=self.embedding.to(dtype))
+
+    def features(self) -> Tensor:
+        """[N, d]: F = P E, computed once."""
+        if self._features is None:
+            self._features = self.propagate(self.embedding)
+        return self._features
+
+    def scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """<f_u, f_i> for each pair.
+
+        Args:
+            user: [n] user ids.
+            item: [n] item ids.
+
+        Returns:
+            [n] scores (logits).
+
+        Raises:
+            ValueError: An id is out of range.
+        """
+        for name, ids, size in (("user", user, self.n_users), ("item", item, self.n_items)):
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+                raise ValueError(
+                    f"{name}: expected ids in [0, {size}), got {int(ids.min())} to {int(ids.max())}"
+                )
+        f = self.features()
+        pairs = zip(user.split(_SCORE_CHUNK), item.split(_SCORE_CHUNK), strict=True)
+        return torch.cat([(f[u] * f[self.n_users + i]).sum(1) for u, i in pairs])
+
+    def _copy(self, **changes: Any) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.__dict__.update(changes)
+        other._features = None
+        return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.n_users} users, {self.n_items} items, d={self.dim})"
+
+
+class MatrixFactorization(RecommenderModel):
+    """Matrix factorisation: F = E.
+
+    Args:
+        user_embedding: [n_users, d] float32 or float64, finite.
+        item_embedding: [n_items, d] of the same dtype.
+    """
+
+    kind = "mf"
+
+    @property
+    def graph(self) -> None:
+        """None: nothing is propagated."""
+        return None
+
+    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        """X + diag(ridge) v."""
+        return x if ridge is None or v is None else torch.addcmul(x, ridge[:, None], v)
+
+    def with_graph(self, graph: BipartiteGraph | None) -> Self:
+        """Itself: there is no graph."""
+        return self
+
+
+class LightGCN(RecommenderModel):
+    """LightGCN (arXiv 2002.02126): F = sum_k alpha_k A_hat^k E, equation (1).
+
+    Args:
+        user_embedding: [n_users, d] float32 or float64, finite.
+        item_embedding: [n_items, d] of the same dtype.
+        n_layers: L >= 0.
+        graph: Over n_users + n_items nodes.
+        alpha: [L + 1] layer weights; 1 / (L + 1) each by default.
+
+    Raises:
+        ValueError: Sizes disagree.
+    """
+
+    kind = "lightgcn"
+
+    def __init__(
+        self,
+        user_embedding: Tensor | np.ndarray[Any, Any],
+        item_embedding: Tensor | np.ndarray[Any, Any],
+        n_layers: int = 2,
+        *,
+        graph: BipartiteGraph,
+        alpha: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(user_embedding, item_embedding)
+        if n_layers < 0:
+            raise ValueError(f"n_layers: expected at least 0, got {n_layers}")
+        weights = [1.0 / (n_layers + 1)] * (n_layers + 1) if alpha is None else list(alpha)
+        if len(weights) != n_layers + 1:
+            raise ValueError(
+                f"alpha: expected {n_layers + 1} weights for {n_layers} layers, got {len(weights)}"
+            )
+        self.alpha = torch.tensor(weights, dtype=torch.float64)
+        self._graph = self._checked_graph(graph)
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of propagation layers."""
+        return self.alpha.shape[0] - 1
+
+    @property
+    def graph(self) -> BipartiteGraph:
+        """The graph that the embeddings are propagated over."""
+        return self._graph
+
+    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        """sum_k alpha_k A_hat^k x + diag(ridge) v."""
+        return self._graph.propagate(x, self.alpha, ridge, v)
+
+    def with_graph(self, graph: BipartiteGraph | None) -> Self:
+        """The same embeddings over another graph with the same nodes."""
+        return self._copy(_graph=self._checked_graph(graph))
+
+    def _checked_graph(self, graph: BipartiteGraph | None) -> BipartiteGraph:
+        if graph is None:
+            raise ValueError("graph: LightGCN needs a graph, got None")
+        a = graph.adjacency
+        if (a.n_users, a.n_items) != (self.n_users, self.n_items):
+            raise ValueError(
+                f"graph: expected {self.n_users} users and {self.n_items} items as in the "
+                f"embeddings, got {a.n_users} and {a.n_items}"
+            )
+        return graph
+
+
+def _checked_embedding(name: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dim() != 2 or tensor.shape[0] == 0 or tensor.shape[1] == 0:
+        raise ValueError(f"{name}: expected shape [rows, d], got {list(tensor.shape)}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name}: expected float32 or float64, got {tensor.dtype}")
+    if not bool(torch.isfinite(tensor).all()):
+        row = int((~torch.isfinite(tensor)).any(1).nonzero()[0])
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in row {row}")
+    return tensor

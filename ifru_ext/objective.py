@@ -1,0 +1,215 @@
+"""The objective that a model was trained on, and its linearisation at a point."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifru_ext import ops
+from ifru_ext.adjacency import Adjacency
+from ifru_ext.interactions import Interactions
+from ifru_ext.models import RecommenderModel
+
+__all__ = ["Linearization", "Loss", "Objective"]
+
+
+class Loss(Enum):
+    """Pointwise losses; the values are the ops' argument `loss` (csrc/kernels/loss_math.h)."""
+
+    BCE = 0
+    MSE = 1
+
+    @classmethod
+    def parse(cls, name: Loss | str) -> Loss:
+        """The loss of that name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if isinstance(name, Loss):
+            return name
+        by_name = {loss.name.lower(): loss for loss in cls}
+        if name not in by_name:
+            raise ValueError(f"loss: expected one of {sorted(by_name)}, got {name!r}")
+        return by_name[name]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Phi_D(E; A) = sum over D of the loss + 1/2 sum_n ridge_n |e_n|^2; equation (4).
+
+    Attributes:
+        loss: "bce" (binary cross-entropy on the score as a logit; labels in [0, 1]) or "mse"
+            (half the squared error).
+        l2: Ridge of every row.
+        l2_per_sample: Ridge of a row per interaction at its node, which is what a regulariser on
+            the rows of each mini-batch amounts to.
+        reduction: "sum", or "mean", which divides all of Phi by the number of interactions.
+    """
+
+    loss: Loss | str = Loss.BCE
+    l2: float = 0.0
+    l2_per_sample: float = 0.0
+    reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", Loss.parse(self.loss))
+        for name in ("l2", "l2_per_sample"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction: expected 'sum' or 'mean', got {self.reduction!r}")
+
+    def summed(self) -> Objective:
+        """The same with reduction="sum": the scale in which two data sets can be subtracted."""
+        return dataclasses.replace(self, reduction="sum")
+
+    def to_json(self) -> dict[str, Any]:
+        """What `Objective(**...)` takes, as JSON values."""
+        return {
+            "loss": Loss.parse(self.loss).name.lower(),
+            "l2": self.l2,
+            "l2_per_sample": self.l2_per_sample,
+            "reduction": self.reduction,
+        }
+
+    def ridge(self, data: Interactions) -> Tensor:
+        """[N] float64: the ridge of every row, in the scale of the summed objective."""
+        return self.l2 + self.l2_per_sample * data.degrees().double()
+
+    def check(self, model: RecommenderModel, data: Interactions) -> None:
+        """Checks that model, data and loss belong together.
+
+        Raises:
+            ValueError: Sizes differ, there is no interaction, or a label does not fit the loss.
+        """
+        if (data.n_users, data.n_items) != (model.n_users, model.n_items):
+            raise ValueError(
+                f"data: expected {model.n_users} users and {model.n_items} items as in the model, "
+                f"got {data.n_users} and {data.n_items}"
+            )
+        if len(data) == 0:
+            raise ValueError("data: expected at least one interaction, got none")
+        self.check_labels(data)
+
+    def check_labels(self, data: Interactions) -> None:
+        """Checks the labels against the loss.
+
+        Raises:
+            ValueError: A label is outside [0, 1] while the loss is binary cross-entropy.
+        """
+        if self.loss is Loss.BCE and len(data):
+            outside = (data.label < 0) | (data.label > 1)
+            if bool(outside.any()):
+                row = int(outside.nonzero()[0])
+                raise ValueError(
+                    f"label: expected values in [0, 1] for loss 'bce', "
+                    f"got {float(data.label[row]):g} in row {row}; for ratings give a threshold"
+                )
+
+    def linearize(self, model: RecommenderModel, data: Interactions) -> Linearization:
+        """Loss, residuals and curvatures at the model's embeddings.
+
+        Args:
+            model: Over as many users and items as `data`.
+            data: At least one interaction.
+
+        Raises:
+            ValueError: See `check`.
+        """
+        self.check(model, data)
+        scale = 1.0 / len(data) if self.reduction == "mean" else 1.0
+        weight = data.weight
+        if scale != 1.0:
+            weight = (torch.ones_like(data.label) if weight is None else weight).double() * scale
+        features = model.features()
+        loss, residual, curvature = ops.pointwise_derivatives(
+            data.user,
+            data.item + data.n_users,
+            features,
+            data.label.to(model.dtype),
+            None if weight is None else weight.to(model.dtype),
+            Loss.parse(self.loss).value,
+        )
+        adjacency = data.adjacency
+        return Linearization(
+            model=model,
+            adjacency=adjacency,
+            features=features,
+            loss=loss,
+            residual=adjacency.by_entry(residual),
+            curvature=adjacency.by_entry(curvature),
+            ridge=(scale * self.ridge(data)).to(model.dtype),
+        )
+
+    def value(self, model: RecommenderModel, data: Interactions) -> float:
+        """Phi_D, accumulated in float64."""
+        return self.linearize(model, data).value
+
+    def gradient(self, model: RecommenderModel, data: Interactions) -> Tensor:
+        """[N, d]: the gradient of Phi_D with respect to the ego embeddings; equation (5)."""
+        return self.linearize(model, data).gradient()
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """What stays constant during a solve: made once per point, used by every product.
+
+    Attributes:
+        model: The point.
+        adjacency: Of the interactions.
+        features: [N, d], F = P E.
+        loss: [E] in interaction order.
+        residual: [2E] r in adjacency order.
+        curvature: [2E] w in adjacency order.
+        ridge: [N].
+    """
+
+    model: RecommenderModel
+    adjacency: Adjacency
+    features: Tensor
+    loss: Tensor
+    residual: Tensor
+    curvature: Tensor
+    ridge: Tensor
+
+    @cached_property
+    def value(self) -> float:
+        """Phi at the point, accumulated in float64."""
+        penalty = torch.mv(self.model.embedding.double().square().T, self.ridge.double()).sum() / 2
+        return float(self.loss.sum(dtype=torch.float64) + penalty)
+
+    def gradient(self) -> Tensor:
+        """[N, d]: P G + ridge o E; equation (5)."""
+        a, embedding = self.adjacency, self.model.embedding
+        if self.model.graph is None:
+            return ops.pointwise_gradient(
+                a.rowptr, a.neighbor, self.residual, embedding, self.ridge
+            )
+        inner = ops.pointwise_gradient(a.rowptr, a.neighbor, self.residual, self.features)
+        return self.model.propagate(inner, self.ridge, embedding)
+
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[N, d]: P C_F P v + diagonal o v; equation (6).
+
+        Args:
+            v: [N, d].
+            diagonal: [N], usually the ridge and a damping.
+            exact: The Hessian, else the Gauss-Newton matrix.
+        """
+        identity = self.model.graph is None
+        z = v if identity else self.model.propagate(v)
+        a = self.adjacency
+        common = (self.features, z, diagonal if identity else None)
+        if exact:
+            y = ops.pointwise_hvp(a.rowptr, a.neighbor, self.residual, self.curvature, *common)
+        else:
+            y = ops.pointwise_ggn(a.rowptr, a.neighbor, self.curvature, *common)
+        return y if identity else self.model.propagate(y, diagonal, v)

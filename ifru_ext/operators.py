@@ -1,0 +1,153 @@
+"""Linear operators of an objective: what the solvers multiply with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ifru_ext.interactions import Interactions
+from ifru_ext.models import RecommenderModel
+from ifru_ext.objective import Linearization, Objective
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["GaussNewtonOperator", "HessianOperator", "LinearOperator"]
+
+
+class LinearOperator(Protocol):
+    """A symmetric operator on matrices [N, d], seen as vectors of length N d."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N d, N d)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors."""
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """The product with v [N, d]."""
+
+
+class _CurvatureOperator:
+    _exact: bool
+
+    def __init__(
+        self,
+        model: RecommenderModel,
+        data: Interactions,
+        objective: Objective,
+        *,
+        damping: float | Tensor = 0.0,
+    ) -> None:
+        self._set(objective.linearize(model, data), damping)
+
+    @classmethod
+    def at(cls, point: Linearization, damping: float | Tensor = 0.0) -> Self:
+        """The operator of a linearisation that exists already."""
+        operator = object.__new__(cls)
+        operator._set(point, damping)
+        return operator
+
+    def _set(self, point: Linearization, damping: float | Tensor) -> None:
+        mu = torch.as_tensor(damping, dtype=point.ridge.dtype)
+        if mu.dim() > 1 or (mu.dim() == 1 and mu.shape != point.ridge.shape):
+            raise ValueError(
+                f"damping: expected a number or one per row ([{point.ridge.shape[0]}]), "
+                f"got shape {list(mu.shape)}"
+            )
+        self._point = point
+        self._diagonal = point.ridge + mu
+        self._inverse = torch.where(self._diagonal > 0, self._diagonal.reciprocal(), 1.0)[:, None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N d, N d)."""
+        size = self._point.model.embedding.numel()
+        return size, size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors."""
+        return self._point.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors."""
+        return self._point.features.device
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """The product with v.
+
+        Args:
+            v: [N, d] of the operator's dtype.
+
+        Returns:
+            [N, d].
+
+        Raises:
+            ValueError: Shape or dtype differ.
+        """
+        expected = self._point.model.embedding
+        if v.shape != expected.shape or v.dtype != expected.dtype:
+            raise ValueError(
+                f"v: expected shape {list(expected.shape)} and {expected.dtype}, "
+                f"got {list(v.shape)} and {v.dtype}"
+            )
+        return self._point.product(v, self._diagonal, exact=self._exact)
+
+    def ridge_inverse(self, v: Tensor) -> Tensor:
+        """V over ridge and damping, row by row: a preconditioner that costs nothing.
+
+        Rows without either keep their scale. On LightGCN with a ridge per interaction it is as good
+        as the Gauss-Newton diagonal: a row's curvature grows with its degree, as its ridge does.
+
+        Args:
+            v: [N, d].
+
+        Returns:
+            [N, d].
+        """
+        return v * self._inverse
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.matvec(v)
+
+
+class HessianOperator(_CurvatureOperator):
+    """The exact Hessian of an objective at a model; equation (6). Symmetric, often indefinite.
+
+    Args:
+        model: The point.
+        data: The interactions.
+        objective: Loss and regulariser.
+        damping: mu, a number or one per row [N], added to the diagonal.
+
+    Raises:
+        ValueError: Model, data, objective or damping do not belong together.
+    """
+
+    _exact = True
+
+
+class GaussNewtonOperator(_CurvatureOperator):
+    """The Gauss-Newton matrix: the Hessian without its residual terms; positive semidefinite.
+
+    Args:
+        model: The point.
+        data: The interactions.
+        objective: Loss and regulariser.
+        damping: mu, a number or one per row [N], added to the diagonal.
+
+    Raises:
+        ValueError: Model, data, objective or damping do not belong together.
+    """
+
+    _exact = False

@@ -1,0 +1,321 @@
+"""Krylov solvers for symmetric operators: conjugate gradients, and Steihaug's trust-region form.
+
+Vectors are matrices [N, d] of the operator's dtype. Scalars accumulate in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ifru_ext.operators import LinearOperator
+
+__all__ = ["SolveReason", "SolveResult", "cg", "steihaug"]
+
+
+class SolveReason(Enum):
+    """Why a solver stopped; the value advises what to do."""
+
+    CONVERGED = "the residual is at the tolerance, checked on the true residual"
+    MAXITER = "the iteration limit came first: raise maxiter, or accept the residual reported"
+    NEGATIVE_CURVATURE = (
+        "a direction of negative curvature was met: the operator is not positive definite here; "
+        "use the Gauss-Newton operator, more damping, or a trust region"
+    )
+    TRUST_REGION = "the step reached the trust region's boundary"
+    BREAKDOWN = (
+        "the residual stopped falling above the tolerance: use float64, or a larger tolerance"
+    )
+    NONFINITE = "a NaN or infinity appeared: check the operator and the right-hand side"
+
+
+@dataclass(frozen=True, eq=False)
+class SolveResult:
+    """What a solver found.
+
+    Attributes:
+        x: [N, d], the best solution known when it stopped.
+        converged: Whether the true residual is at the tolerance.
+        reason: Why it stopped.
+        num_iters: Iterations that changed x.
+        num_matvecs: Products with the operator, those of residual checks included.
+        residual_norm: |b - A x|; the true one if converged, else of the recursion.
+        rhs_norm: |b|.
+        history: Residual norm after each iteration that was looked at, beginning with |b - A x0|.
+    """
+
+    x: Tensor
+    converged: bool
+    reason: SolveReason
+    num_iters: int
+    num_matvecs: int
+    residual_norm: float
+    rhs_norm: float
+    history: tuple[float, ...]
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> as a float64 scalar; the products round in the vectors' dtype."""
+    return (x * y).sum(dtype=torch.float64)
+
+
+def cg(
+    A: LinearOperator,
+    b: Tensor,
+    x0: Tensor | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    M: Callable[[Tensor], Tensor] | None = None,
+    callback: Callable[[int, float], None] | None = None,
+    check_every: int = 1,
+) -> SolveResult:
+    """Preconditioned conjugate gradients for A x = b with A symmetric positive definite.
+
+    Stops at |b - A x| <= max(rtol |b|, atol). The recursive residual only proposes to stop; the
+    true residual decides, and the iteration restarts from it where the two disagree.
+
+    Args:
+        A: The operator; only products are used.
+        b: [N, d].
+        x0: [N, d] initial guess, zero by default.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        maxiter: Limit on iterations; ten per unknown, at most 10 000, by default.
+        M: Applies a symmetric positive definite preconditioner, an approximation of A's inverse.
+        callback: Called with the iteration's number and its residual norm at every check.
+        check_every: Iterations between looks at the residual. A look at a GPU's scalars waits for
+            the GPU; on a CPU it is free, and a late look costs products.
+
+    Returns:
+        The result; negative curvature, breakdown and non-finite values are reasons, not errors.
+
+    Raises:
+        ValueError: A size, dtype or option is wrong.
+    """
+    _check_system(A, b, x0)
+    _check_options(rtol, atol, maxiter, check_every)
+    limit = min(10_000, 10 * b.numel()) if maxiter is None else maxiter
+    with torch.inference_mode():
+        result = _cg(A, b, x0, rtol, atol, limit, M, callback, check_every)
+    return _leave_inference_mode(result)
+
+
+def _cg(
+    A: LinearOperator,
+    b: Tensor,
+    x0: Tensor | None,
+    rtol: float,
+    atol: float,
+    maxiter: int,
+    M: Callable[[Tensor], Tensor] | None,
+    callback: Callable[[int, float], None] | None,
+    check_every: int,
+) -> SolveResult:
+    rhs_norm = float(_dot(b, b).sqrt())
+    tolerance = max(rtol * rhs_norm, atol)
+    x = torch.zeros_like(b) if x0 is None else x0.clone()
+    num_matvecs = 0 if x0 is None else 1
+    r = b.clone() if x0 is None else b - A.matvec(x)
+    norm = float(_dot(r, r).sqrt())
+    history = [norm]
+    num_iters = 0
+    previous_true_norm = float("inf")
+
+    def result(reason: SolveReason) -> SolveResult:
+        return SolveResult(
+            x=x,
+            converged=reason is SolveReason.CONVERGED,
+            reason=reason,
+            num_iters=num_iters,
+            num_matvecs=num_matvecs,
+            residual_norm=norm,
+            rhs_norm=rhs_norm,
+            history=tuple(history),
+        )
+
+    if not _finite(norm):
+        return result(SolveReason.NONFINITE)
+    if norm <= tolerance:  # r is the true residual here
+        return result(SolveReason.CONVERGED)
+    z = r if M is None else M(r)
+    p = z.clone()
+    rz = _dot(r, z)
+    while num_iters < maxiter:
+        # Between two looks the scalars stay on the device. A step of non-positive (or NaN)
+        # curvature, and all that follow it, change nothing: x stays at the last good iterate.
+        good = torch.ones((), dtype=torch.bool, device=b.device)
+        steps = torch.zeros((), dtype=torch.int64, device=b.device)
+        for _ in range(min(check_every, maxiter - num_iters)):
+            Ap = A.matvec(p)
+            num_matvecs += 1
+            pAp = _dot(p, Ap)
+            good = good & (pAp > 0) & torch.isfinite(rz)
+            steps = steps + good
+            alpha = torch.where(good, rz / pAp, 0.0).to(b.dtype)
+            x.addcmul_(alpha, p)
+            r.addcmul_(-alpha, torch.where(good, Ap, 0.0))
+            z = r if M is None else M(r)
+            rz_new = _dot(r, z)
+            beta = torch.where(good, rz_new / rz, 0.0).to(b.dtype)
+            rz = torch.where(good, rz_new, rz)
+            p = torch.addcmul(z, beta, p)
+        num_iters += int(steps)
+        norm = float(_dot(r, r).sqrt())
+        history.append(norm)
+        if callback is not None:
+            callback(num_iters, norm)
+        if not _finite(norm) or not _finite(float(pAp)):
+            return result(SolveReason.NONFINITE)
+        if norm <= tolerance:
+            r = b - A.matvec(x)
+            num_matvecs += 1
+            norm = float(_dot(r, r).sqrt())
+            if norm <= tolerance:
+                return result(SolveReason.CONVERGED)
+            if norm > previous_true_norm / 2:
+                return result(SolveReason.BREAKDOWN)
+            previous_true_norm = norm
+            z = r if M is None else M(r)
+            p = z.clone()
+            rz = _dot(r, z)
+        elif not bool(good):
+            return result(SolveReason.NEGATIVE_CURVATURE)
+    return result(SolveReason.MAXITER)
+
+
+def steihaug(
+    A: LinearOperator,
+    b: Tensor,
+    radius: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    callback: Callable[[int, float], None] | None = None,
+) -> SolveResult:
+    """Minimises 1/2 <x, A x> - <b, x> within |x| <= radius by Steihaug-Toint conjugate gradients.
+
+    A may be indefinite: a direction of negative curvature is followed to the boundary. The iterates
+    grow in norm and the model falls in every iteration (Steihaug 1983; Conn, Gould and Toint,
+    Trust-Region Methods, algorithm 7.5.1).
+
+    Args:
+        A: The operator.
+        b: [N, d], minus the gradient.
+        radius: Of the trust region, positive.
+        rtol: Stops at |b - A x| <= max(rtol |b|, atol).
+        atol: Absolute tolerance.
+        maxiter: Limit on iterations; ten per unknown, at most 10 000, by default.
+        callback: Called with the iteration's number and its residual norm.
+
+    Returns:
+        The result. Reasons: CONVERGED inside; TRUST_REGION and NEGATIVE_CURVATURE on the boundary;
+        MAXITER. The residual is the recursion's: the outer iteration measures what it needs itself.
+
+    Raises:
+        ValueError: A size, dtype or option is wrong.
+    """
+    _check_system(A, b, None)
+    _check_options(rtol, atol, maxiter, 1)
+    if not radius > 0:
+        raise ValueError(f"radius: expected a positive number, got {radius}")
+    limit = min(10_000, 10 * b.numel()) if maxiter is None else maxiter
+    with torch.inference_mode():
+        result = _steihaug(A, b, radius, rtol, atol, limit, callback)
+    return _leave_inference_mode(result)
+
+
+def _steihaug(
+    A: LinearOperator,
+    b: Tensor,
+    radius: float,
+    rtol: float,
+    atol: float,
+    maxiter: int,
+    callback: Callable[[int, float], None] | None,
+) -> SolveResult:
+    x = torch.zeros_like(b)
+    r = b.clone()
+    p = r.clone()
+    rr = float(_dot(r, r))
+    rhs_norm = rr**0.5
+    tolerance = max(rtol * rhs_norm, atol)
+    history = [rhs_norm]
+    xx = 0.0
+    reason = SolveReason.CONVERGED if rhs_norm <= tolerance else SolveReason.MAXITER
+    num_iters = 0
+    while reason is SolveReason.MAXITER and num_iters < maxiter:
+        Ap = A.matvec(p)
+        num_iters += 1
+        pAp, pp, xp = float(_dot(p, Ap)), float(_dot(p, p)), float(_dot(x, p))
+        if not _finite(pAp):
+            reason = SolveReason.NONFINITE
+            break
+        alpha = rr / pAp if pAp > 0 else float("inf")
+        if pAp <= 0 or xx + 2 * alpha * xp + alpha**2 * pp >= radius**2:
+            # To the boundary: the positive root of |x + tau p| = radius.
+            tau = (-xp + (xp**2 + pp * (radius**2 - xx)) ** 0.5) / pp
+            x.add_(p, alpha=tau)
+            r.sub_(Ap, alpha=tau)
+            reason = SolveReason.TRUST_REGION if pAp > 0 else SolveReason.NEGATIVE_CURVATURE
+        else:
+            x.add_(p, alpha=alpha)
+            r.sub_(Ap, alpha=alpha)
+        rr_new = float(_dot(r, r))
+        xx = float(_dot(x, x))
+        history.append(rr_new**0.5)
+        if callback is not None:
+            callback(num_iters, history[-1])
+        if reason is SolveReason.MAXITER:
+            if history[-1] <= tolerance:
+                reason = SolveReason.CONVERGED
+            p = r + (rr_new / rr) * p
+        rr = rr_new
+    return SolveResult(
+        x=x,
+        converged=reason is SolveReason.CONVERGED,
+        reason=reason,
+        num_iters=num_iters,
+        num_matvecs=num_iters,
+        residual_norm=history[-1],
+        rhs_norm=rhs_norm,
+        history=tuple(history),
+    )
+
+
+def _leave_inference_mode(result: SolveResult) -> SolveResult:
+    """A copy whose x is an ordinary tensor, which autograd may use again."""
+    return dataclasses.replace(result, x=result.x.clone())
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+def _check_system(A: LinearOperator, b: Tensor, x0: Tensor | None) -> None:
+    if b.numel() != A.shape[0] or b.dtype != A.dtype:
+        raise ValueError(
+            f"b: expected {A.shape[0]} elements of {A.dtype} as in the operator, "
+            f"got {b.numel()} of {b.dtype}"
+        )
+    if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype):
+        raise ValueError(
+            f"x0: expected shape {list(b.shape)} and {b.dtype}, got {list(x0.shape)} and {x0.dtype}"
+        )
+
+
+def _check_options(rtol: float, atol: float, maxiter: int | None, check_every: int) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    if maxiter is not None and maxiter < 0:
+        raise ValueError(f"maxiter: expected at least 0, got {maxiter}")
+    if check_every < 1:
+        raise ValueError(f"check_every: expected at least 1, got {check_every}")
