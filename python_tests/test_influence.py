@@ -1,0 +1,272 @@
+"""Unlearning: the step, its certificate, its automatic choices, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+from problems import make_learnable, make_problem
+
+from ifru_ext import (
+    BipartiteGraph,
+    Forget,
+    GaussNewtonOperator,
+    HessianOperator,
+    Interactions,
+    Objective,
+    polish,
+    train,
+    unlearn,
+)
+from ifru_ext.influence import implied_ridge
+from ifru_ext.verify import compare, distance
+
+KINDS = ("mf", "lightgcn")
+
+
+@functools.cache
+def trained_model(kind):
+    """A small model at a stationary point of its objective."""
+    data = make_learnable(4000)
+    objective = Objective(l2=2.0, l2_per_sample=0.02)
+    result = train(
+        data, objective, kind=kind, dim=8, epochs=5, dtype=torch.float64, polish_rtol=1e-8
+    )
+    assert result.polish.converged
+    return result.model, data, objective
+
+
+@pytest.fixture(params=KINDS)
+def trained(request):
+    return trained_model(request.param)
+
+
+def retrain(model, retained, objective):
+    """The stationary point nearest to `model` on the retained rows: what retraining means here."""
+    start = model
+    if model.graph is not None:
+        start = model.with_graph(BipartiteGraph.from_interactions(retained))
+    empty = retained.degrees() == 0
+    start = start.with_embedding(torch.where(empty[:, None], 0.0, start.embedding))
+    return polish(start, retained, objective, rtol=1e-8)[0]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Forget(interactions=torch.arange(20)),
+        Forget(users=[3]),
+        Forget(items=[5, 9]),
+        Forget(users=[1, 2], items=[4], interactions=[7, 7, 100]),
+    ],
+    ids=["rows", "user", "items", "mixture"],
+)
+def test_the_step_goes_towards_the_retrained_model(trained, request_):
+    model, data, objective = trained
+    result = unlearn(model, data, request_, objective=objective)
+    retrained = retrain(model, result.retained, objective)
+    forgotten = data.subset(request_.resolve(data))
+    for rows, share in ((forgotten, 0.4), (data, 0.9)):
+        before = distance(model, retrained, rows, objective)
+        assert distance(result.model, retrained, rows, objective) < share * before
+    assert result.report.residual < 0.6
+    assert result.solve.converged
+    # Two-sided: the loss on the forgotten rows is the retrained model's, not more.
+    unlearned, truth, original = (
+        compare(m, retrained, data, forgotten, objective).forget_loss
+        for m in (result.model, retrained, model)
+    )
+    assert abs(unlearned - truth) < 0.5 * abs(original - truth) + 1e-12
+
+
+def test_the_right_hand_side_is_the_gradient_of_what_is_forgotten():
+    # For MF the gradients of the rows themselves, whatever the others are.
+    model, data, objective = trained_model("mf")
+    forget = Forget(interactions=torch.arange(30))
+    result = unlearn(model, data, forget, objective=objective)
+    own = objective.gradient(model, data.subset(torch.arange(30)))
+    ridge_of_others = objective.l2 * model.embedding  # l2 counts once in each gradient
+    g = own - ridge_of_others
+    assert result.report.gradient_norm == pytest.approx(float(g.norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian", "auto"])
+def test_the_solution_solves_the_system(trained, curvature):
+    model, data, objective = trained
+    forget = Forget(interactions=torch.arange(25))
+    result = unlearn(
+        model, data, forget, objective=objective, curvature=curvature, damping=0.5, rtol=1e-9
+    )
+    operator_type = HessianOperator if curvature == "hessian" else GaussNewtonOperator
+    new_model = model
+    if model.graph is not None:
+        new_model = model.with_graph(BipartiteGraph.from_interactions(result.retained))
+    operator = operator_type(new_model, result.retained, objective, damping=0.5)
+    g = objective.gradient(model, data) - objective.gradient(new_model, result.retained)
+    torch.testing.assert_close(operator @ result.solve.x, g, rtol=0, atol=1e-7)
+    assert result.report.solve_residual < 1e-9
+
+
+def test_the_certificate_is_the_gradient_of_the_anchored_objective(trained):
+    model, data, objective = trained
+    forget = Forget(users=[2], interactions=torch.arange(10))
+    result = unlearn(model, data, forget, objective=objective, damping=0.3)
+    rho = objective.gradient(model, data)
+    start = model
+    if model.graph is not None:
+        start = model.with_graph(BipartiteGraph.from_interactions(result.retained))
+    live = (result.retained.degrees() > 0)[:, None]
+    delta = result.model.embedding - model.embedding
+    left = objective.gradient(result.model, result.retained) - rho + 0.3 * delta
+    g = rho - objective.gradient(start, result.retained)
+    assert result.report.residual == pytest.approx(float((left * live).norm() / (g * live).norm()))
+
+
+def test_what_has_no_interaction_left_is_erased(trained):
+    model, data, objective = trained
+    user = int(data.user[0])
+    others = data.degrees()[: data.n_users] > 0
+    result = unlearn(model, data, Forget(users=[user]), objective=objective)
+    assert result.report.erased_users == 1
+    assert not result.model.user_embedding[user].any()
+    assert bool((result.model.user_embedding[others].abs().sum(1) > 0).sum() == others.sum() - 1)
+    assert (result.model.n_users, result.model.n_items) == (model.n_users, model.n_items)
+    assert not (result.retained.user == user).any()
+
+
+def test_the_new_graph_is_the_retained_one():
+    model, data, objective = trained_model("lightgcn")
+    result = unlearn(
+        model, data, Forget(interactions=data.positive.nonzero()[:10, 0]), objective=objective
+    )
+    assert result.model.graph.n_edges == model.graph.n_edges - 10
+    expected = BipartiteGraph.from_interactions(result.retained)
+    assert result.model.graph.adjacency.same_as(expected.adjacency)
+
+
+def test_undo_gives_back_the_original_and_nothing_is_changed(trained):
+    model, data, objective = trained
+    embedding, label = model.embedding.clone(), data.label.clone()
+    result = unlearn(model, data, Forget(users=[1]), objective=objective)
+    assert torch.equal(result.undo().embedding, embedding)
+    assert torch.equal(model.embedding, embedding)
+    assert torch.equal(data.label, label)
+    assert not torch.equal(result.model.embedding, embedding)
+
+
+def test_float32_agrees_with_float64(trained):
+    model, data, objective = trained
+    forget = Forget(interactions=torch.arange(25))
+    high, low = (
+        unlearn(m, data, forget, objective=objective, rtol=1e-4)
+        for m in (model, model.to(torch.float32))
+    )
+    step = (high.model.embedding - model.embedding).norm()
+    difference = (low.model.embedding.double() - high.model.embedding).norm()
+    assert float(difference / step) < 1e-3
+
+
+def test_the_report_is_json_and_says_why(trained):
+    model, data, objective = trained
+    report = unlearn(model, data, Forget(users=[1]), objective=objective).report
+    loaded = json.loads(json.dumps(report.to_json()))
+    assert loaded["n_forgotten"] == int((data.user == 1).sum())
+    assert "not a privacy theorem" in loaded["certificate"]
+    assert any("stationary" in reason for reason in report.reasons)
+    assert report.stationarity < 1e-4
+    assert report.damping == {"min": 0.0, "mean": 0.0, "max": 0.0}
+    assert set(loaded["seconds"]) == {
+        "prepare",
+        "gradient",
+        "damping",
+        "solve",
+        "certificate",
+        "total",
+    }
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_an_early_stopped_model_gets_the_implied_ridge(kind):
+    _, data, _ = make_problem("power_law")
+    objective = Objective()  # no regulariser at all
+    model = train(data, objective, kind=kind, dim=8, epochs=3, dtype=torch.float64).model
+    result = unlearn(model, data, Forget(interactions=torch.arange(100)), objective=objective)
+    assert result.report.stationarity > 0.1
+    assert result.report.damping["mean"] > 0
+    assert any("implied by early stopping" in reason for reason in result.report.reasons)
+    assert result.report.solve_rtol == 0.3
+    mu = implied_ridge(objective.linearize(model, data))
+    assert bool((mu >= 0).all())
+    # Rows of like degree share a value.
+    degree = data.degrees()
+    for exponent in range(3, 8):
+        like = (degree >= 2**exponent) & (degree < 2 ** (exponent + 1))
+        if int(like.sum()):
+            assert mu[like].unique().numel() == 1
+
+
+def test_the_implied_ridge_is_found_again():
+    # A stationary model of a known ridge, looked at through an objective without one.
+    _, data, _ = make_problem("power_law")
+    known = Objective(l2=1.5)
+    model = train(
+        data, known, kind="mf", dim=8, epochs=3, dtype=torch.float64, polish_rtol=1e-9
+    ).model
+    mu = implied_ridge(Objective().linearize(model, data))
+    live = data.degrees() > 0
+    torch.testing.assert_close(mu[live], torch.full_like(mu[live], 1.5), rtol=1e-6, atol=0)
+    assert float(implied_ridge(known.linearize(model, data)).max()) < 1e-6
+
+
+def options(**changes):
+    model, data, objective = make_problem(kind="lightgcn")
+    values = {"forget": Forget(users=[1]), "objective": objective, **changes}
+    return {"model": model, "data": data, **values}
+
+
+NAN = torch.full((27,), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"method": "magic"}, "method: expected 'influence', got 'magic'"),
+        (
+            {"curvature": "flat"},
+            r"curvature: expected one of \['auto', 'gauss_newton', 'hessian'\]",
+        ),
+        ({"damping": "lots"}, "damping: expected a number, a tensor or 'auto', got 'lots'"),
+        ({"damping": -1.0}, "damping: expected finite numbers >= 0"),
+        ({"damping": NAN}, "damping: expected finite numbers >= 0"),
+        ({"damping": torch.ones(3)}, r"damping: expected a number or one per row \(\[27\]\)"),
+        ({"rtol": -1.0}, "rtol: expected a finite number >= 0"),
+        (
+            {"forget": Forget(users=[14])},
+            r"forget selects no interaction \(users=\[14\] have no rows",
+        ),
+        ({"forget": Forget(users=list(range(15)))}, "forget selects every interaction"),
+        ({"forget": Forget(users=[15])}, r"forget: users: expected ids in \[0, 15\), got 15"),
+        ({"forget": Forget(interactions=[60])}, r"forget: interactions: expected ids in \[0, 60\)"),
+        ({"forget": Forget(before=3.0)}, "expected data with timestamps"),
+    ],
+)
+def test_bad_input_gives_one_sentence(changes, text):
+    with pytest.raises(ValueError, match=text):
+        unlearn(**options(**changes))
+
+
+def test_model_and_data_must_belong_together():
+    values = options()
+    data = values["data"]
+    values["data"] = Interactions(data.user, data.item, data.label, n_users=16, n_items=12)
+    with pytest.raises(
+        ValueError, match="data: expected 15 users and 12 items as in the model, got 16"
+    ):
+        unlearn(**values)
+    values["data"] = data.with_labels(1 - data.label)
+    with pytest.raises(
+        ValueError, match=r"model: expected the graph of the .* positive interactions"
+    ):
+        unlearn(**values)
