@@ -1,0 +1,46 @@
+"""Removes training data from a trained recommender as if it had been retrained without it.
+
+The public names are below; `ifru_ext.ops` has the compiled ops, also as `torch.ops.ifru_ext`.
+Importing the package loads the compiled libraries, compiles nothing and touches no GPU.
+"""
+
+from ifru_ext._native import native
+from ifru_ext.forget import Forget
+from ifru_ext.graph import BipartiteGraph
+from ifru_ext.ids import IdMap
+from ifru_ext.influence import UnlearnReport, UnlearnResult, unlearn
+from ifru_ext.interactions import Interactions
+from ifru_ext.io.reading import read_interactions
+from ifru_ext.io.store import load_model, save_model
+from ifru_ext.models import LightGCN, MatrixFactorization
+from ifru_ext.objective import Objective
+from ifru_ext.operators import GaussNewtonOperator, HessianOperator
+from ifru_ext.solvers import SolveReason, SolveResult, cg, steihaug
+from ifru_ext.train import polish, train
+
+__version__ = native.build["version"]
+
+__all__ = [
+    "BipartiteGraph",
+    "Forget",
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "IdMap",
+    "Interactions",
+    "LightGCN",
+    "MatrixFactorization",
+    "Objective",
+    "SolveReason",
+    "SolveResult",
+    "UnlearnReport",
+    "UnlearnResult",
+    "cg",
+    "load_model",
+    "native",
+    "polish",
+    "read_interactions",
+    "save_model",
+    "steihaug",
+    "train",
+    "unlearn",
+]

@@ -1,0 +1,207 @@
+"""Models on disk: a folder with `model.safetensors` and `model.json`.
+
+`model.safetensors` is complete by itself: embeddings, graph, original ids, and in its metadata the
+description that `model.json` shows to people and other tools. So a model is replaced by replacing
+one file, which is atomic, and no crash leaves halves of two models. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ifru_ext._native import native
+from ifru_ext.adjacency import Adjacency
+from ifru_ext.errors import InputError
+from ifru_ext.files import write_atomic
+from ifru_ext.graph import BipartiteGraph
+from ifru_ext.ids import IdMap
+from ifru_ext.interactions import Interactions
+from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel
+from ifru_ext.objective import Objective
+
+__all__ = ["StoredModel", "load_model", "save_model"]
+
+_FORMAT = "ifru-ext model 1"
+_TENSORS = "model.safetensors"
+_DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A model with what it was trained on.
+
+    Attributes:
+        model: The model.
+        objective: What it was trained on.
+        user_ids: Original ids of the users, or None.
+        item_ids: Original ids of the items, or None.
+        fingerprint: Of the interactions; see `Interactions.fingerprint`.
+    """
+
+    model: RecommenderModel
+    objective: Objective
+    user_ids: IdMap | None
+    item_ids: IdMap | None
+    fingerprint: str
+
+    def check_data(self, data: Interactions) -> None:
+        """Checks that these are the interactions that the model stands on.
+
+        Raises:
+            InputError: They are others.
+        """
+        if data.fingerprint() != self.fingerprint:
+            raise InputError(
+                f"data: expected the interactions that the model was made from (fingerprint "
+                f"{self.fingerprint[:12]}), got others ({data.fingerprint()[:12]}); give the same "
+                "file and the same columns and threshold"
+            )
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    model: RecommenderModel,
+    objective: Objective,
+    data: Interactions,
+) -> None:
+    """Writes a model; an existing one in the folder is replaced in one step.
+
+    Args:
+        folder: Made if it does not exist.
+        model: The model.
+        objective: What it was trained on.
+        data: The interactions that it stands on: their fingerprint and original ids are kept.
+
+    Raises:
+        ValueError: Model and data have different sizes.
+        OSError: The folder cannot be written to.
+    """
+    objective.check(model, data)
+    description: dict[str, Any] = {
+        "format": _FORMAT,
+        "kind": model.kind,
+        "n_users": model.n_users,
+        "n_items": model.n_items,
+        "dim": model.dim,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "objective": objective.to_json(),
+        "data": {"interactions": len(data), "fingerprint": data.fingerprint()},
+        "user_ids": _ids_kind(data.user_ids),
+        "item_ids": _ids_kind(data.item_ids),
+        "written_by": f"ifru-ext {native.build['version']}",
+    }
+    tensors: dict[str, Tensor] = {
+        "user_embedding": model.user_embedding,
+        "item_embedding": model.item_embedding,
+    }
+    if isinstance(model, LightGCN):
+        description["alpha"] = model.alpha.tolist()
+        a = model.graph.adjacency
+        half = a.n_interactions
+        tensors["graph.rowptr"] = a.rowptr[: a.n_users + 1]
+        tensors["graph.item"] = a.neighbor[:half] - a.n_users
+    for name, ids in (("user_ids", data.user_ids), ("item_ids", data.item_ids)):
+        if ids is not None:
+            tensors.update(_ids_to_tensors(name, ids))
+    text = json.dumps(description, indent=2)
+    content = save({k: t.contiguous() for k, t in tensors.items()}, metadata={"ifru_ext": text})
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / _TENSORS, content)
+    write_atomic(path / _DESCRIPTION, (text + "\n").encode())
+
+
+def load_model(folder: str | os.PathLike[str]) -> StoredModel:
+    """Reads a model that `save_model` wrote.
+
+    Args:
+        folder: The folder, or its `model.safetensors`.
+
+    Raises:
+        InputError: There is no model, or the file is damaged or of another kind; or an embedding
+            is NaN or infinite.
+    """
+    path = Path(folder)
+    path = path if path.is_file() else path / _TENSORS
+    if not path.is_file():
+        raise InputError(f"{folder}: expected a folder with {_TENSORS}, got none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("ifru_ext")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a readable safetensors file ({error})") from None
+    if text is None:
+        raise InputError(f"{path}: expected a model written by ifru-ext, got other tensors")
+    try:
+        description = json.loads(text)
+        if description["format"] != _FORMAT:
+            raise InputError(f"{path}: expected format {_FORMAT!r}, got {description['format']!r}")
+        return _from_parts(description, tensors)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+
+
+def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> StoredModel:
+    user, item = tensors["user_embedding"], tensors["item_embedding"]
+    model: RecommenderModel
+    if description["kind"] == MatrixFactorization.kind:
+        model = MatrixFactorization(user, item)
+    elif description["kind"] == LightGCN.kind:
+        degree = tensors["graph.rowptr"].diff()
+        owner = torch.repeat_interleave(torch.arange(len(degree)), degree)
+        pairs = owner, tensors["graph.item"].long()
+        graph = BipartiteGraph(Adjacency.from_pairs(*pairs, user.shape[0], item.shape[0]))
+        alpha = description["alpha"]
+        model = LightGCN(user, item, len(alpha) - 1, graph=graph, alpha=alpha)
+    else:
+        raise ValueError(f"unknown kind {description['kind']!r}")
+    return StoredModel(
+        model=model,
+        objective=Objective(**description["objective"]),
+        user_ids=_ids_from_tensors("user_ids", description, tensors),
+        item_ids=_ids_from_tensors("item_ids", description, tensors),
+        fingerprint=str(description["data"]["fingerprint"]),
+    )
+
+
+def _ids_kind(ids: IdMap | None) -> str | None:
+    if ids is None:
+        return None
+    return "integer" if ids.ids.dtype.kind == "i" else "string"
+
+
+def _ids_to_tensors(name: str, ids: IdMap) -> dict[str, Tensor]:
+    """Integers as they are; strings as UTF-8 bytes and the offsets between them."""
+    if _ids_kind(ids) == "integer":
+        return {name: torch.from_numpy(ids.ids.copy())}
+    encoded = [text.encode() for text in ids.ids.tolist()]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    content = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return {name: torch.from_numpy(content), f"{name}.offsets": torch.from_numpy(offsets)}
+
+
+def _ids_from_tensors(
+    name: str, description: dict[str, Any], tensors: dict[str, Tensor]
+) -> IdMap | None:
+    kind = description[name]
+    if kind is None:
+        return None
+    if kind == "integer":
+        return IdMap(tensors[name])
+    content = tensors[name].numpy().tobytes()
+    offsets = tensors[f"{name}.offsets"].tolist()
+    return IdMap([content[a:b].decode() for a, b in pairwise(offsets)])

@@ -1,0 +1,111 @@
+"""Models on disk: round trips, replacement, and damaged or foreign files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from problems import make_problem
+from safetensors.torch import save_file
+
+from ifru_ext import Interactions, load_model, save_model
+from ifru_ext.errors import InputError
+from ifru_ext.ids import IdMap
+
+
+def with_ids(data, kind):
+    if kind is None:
+        return data
+    users, items = (
+        IdMap(
+            [f"{name} é {k:03}" for k in range(n)]
+            if kind == "string"
+            else [7 * k - 3 for k in range(n)]
+        )
+        for name, n in (("u", data.n_users), ("i", data.n_items))
+    )
+    return Interactions(data.user, data.item, data.label, user_ids=users, item_ids=items)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ids", [None, "integer", "string"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_round_trip(tmp_path, kind, ids, dtype):
+    model, data, objective = make_problem(kind=kind, n_layers=3, dtype=dtype)
+    data = with_ids(data, ids)
+    save_model(tmp_path / "m", model, objective, data)
+    stored = load_model(tmp_path / "m")
+    assert type(stored.model) is type(model)
+    assert torch.equal(stored.model.embedding, model.embedding)
+    assert torch.equal(stored.model.features(), model.features())
+    assert stored.objective == objective
+    assert (stored.user_ids, stored.item_ids) == (data.user_ids, data.item_ids)
+    stored.check_data(data)
+    description = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert description["kind"] == kind
+    assert description["data"]["fingerprint"] == data.fingerprint()
+
+
+def test_only_the_two_files_are_left(tmp_path):
+    model, data, objective = make_problem()
+    for _ in range(2):
+        save_model(tmp_path, model, objective, data)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_other_data_is_noticed(tmp_path):
+    model, data, objective = make_problem()
+    save_model(tmp_path, model, objective, data)
+    stored = load_model(tmp_path)
+    with pytest.raises(InputError, match="data: expected the interactions that the model was made"):
+        stored.check_data(data.with_labels(1 - data.label))
+
+
+def test_what_is_not_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"expected a folder with model\.safetensors, got none"):
+        load_model(tmp_path / "nothing")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x80\x04not a tensor file")
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        load_model(tmp_path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="expected a model written by ifru-ext, got other tensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda d, t: d.update(format="ifru-ext model 99"), "expected format"),
+        (lambda d, t: d.update(kind="tree"), "is damaged .*unknown kind 'tree'"),
+        (lambda d, t: d.pop("objective"), "is damaged .*objective"),
+        (lambda d, t: d["objective"].update(l2=-1), "is damaged .*l2"),
+        (lambda d, t: t.pop("item_embedding"), "is damaged .*item_embedding"),
+        (lambda d, t: t["user_embedding"].fill_(float("nan")), "NaN or infinity in row 0"),
+        (lambda d, t: t["graph.item"].fill_(10**6), "is damaged .*item ids"),
+        (lambda d, t: t["graph.rowptr"].neg_(), "is damaged"),
+        (lambda d, t: t["user_ids.offsets"].fill_(10**9), "is damaged|ids"),
+    ],
+)
+def test_damage_gives_one_sentence(tmp_path, change, text):
+    model, data, objective = make_problem(kind="lightgcn", dtype=torch.float32)
+    save_model(tmp_path, model, objective, with_ids(data, "string"))
+    from safetensors import safe_open
+
+    path = tmp_path / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["ifru_ext"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    change(description, tensors)
+    save_file(tensors, path, metadata={"ifru_ext": json.dumps(description)})
+    with pytest.raises(InputError, match=text):
+        load_model(tmp_path)
+
+
+def test_model_and_data_must_have_one_size(tmp_path):
+    model, data, objective = make_problem()
+    other = Interactions(data.user, data.item, data.label, n_users=99, n_items=12)
+    with pytest.raises(ValueError, match="data: expected 15 users"):
+        save_model(tmp_path / "m", model, objective, other)
+    assert not (tmp_path / "m").exists()
