@@ -5,6 +5,7 @@
 #   make test      C++ and Python tests
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
+#   make readme    runs the demo and renews the README's table and picture
 #   make package   sdist and wheel, installed and run in a fresh environment
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python lint format sanitize package clean
+.PHONY: all demo test test-cpp test-python lint format sanitize readme package clean
 all: $(BIN)/.installed
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -66,6 +67,12 @@ sanitize: $(BIN)/.environment
 		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DIFRU_PYTHON=OFF -DIFRU_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --target ifru_tests
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+readme: $(BIN)/.installed
+	$(BIN)/ifru demo --out build/demo
+	cp build/demo/demo.png docs/demo.png
+	cp build/demo/report.json benchmarks/results/demo.json
+	$(BIN)/python benchmarks/readme.py
 
 package: $(BIN)/.installed
 	rm -rf build/package && mkdir -p build/package

@@ -1,0 +1,59 @@
+"""Writes the README's generated parts from the JSON files in benchmarks/results/."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def demo_text(report: dict[str, Any]) -> str:
+    """The demo's table and the sentences around it."""
+    unlearning, environment = report["unlearning"], report["environment"]
+    fake = report["fake_distance"]
+    lines = [
+        f"{report['n_train']:,} training rows, {report['n_fake']:,} of them with flipped labels; "
+        f"{unlearning['n_forgotten']:,} rows are forgotten, among them all of "
+        f"{unlearning['erased_users']} users. LightGCN, 2 layers, d = {report['settings']['dim']}.",
+        "",
+        "| model | test AUC | loss on forgotten rows | mean \\|Δp\\|, forgotten rows "
+        "| mean \\|Δp\\|, test rows | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['test_auc']:.4f} | {row['forget_loss']:.4f} "
+        f"| {row['distance_forget']:.5f} | {row['distance_test']:.5f} | {row['seconds']:.2f} |"
+        for row in report["rows"]
+    ]
+    lines += [
+        "",
+        "Δp is the difference of the predicted probability to the retrained model. On the fake "
+        f"rows alone it was {fake['original']:.4f} and is {fake['unlearned']:.4f}. "
+        f"The solve took {unlearning['solve_iterations']} iterations; the step left a residual "
+        f"of {unlearning['residual']:.2f}. Unlearning took {report['speed_ratio']:.0f} times less "
+        f"time than retraining with the same compiled ops "
+        f"({environment['threads']} threads, {environment['isa']}).",
+    ]
+    return "\n".join(lines)
+
+
+GENERATED = {"demo": ("benchmarks/results/demo.json", demo_text)}
+
+
+def generate(text: str) -> str:
+    """The README with every generated part made anew."""
+    for name, (path, render) in GENERATED.items():
+        body = render(json.loads((ROOT / path).read_text()))
+        pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
+        text, count = re.subn(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md: expected one part named {name}, got {count}")
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(generate(README.read_text()))
