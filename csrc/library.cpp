@@ -24,4 +24,22 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "pointwise_ggn(Tensor rowptr, Tensor neighbor, Tensor curvature, Tensor f, Tensor z,"
       " Tensor? ridge=None) -> Tensor");
+
+  // (6) on rows S of a slice: rowptr [S + 1], rows [S], neighbor and local [entries], z [S, d].
+  m.def(
+      "restricted_hvp(Tensor rowptr, Tensor rows, Tensor neighbor, Tensor local, Tensor residual,"
+      " Tensor curvature, Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
+  m.def(
+      "restricted_ggn(Tensor rowptr, Tensor rows, Tensor neighbor, Tensor local, Tensor curvature,"
+      " Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
+
+  // Conjugate gradients, one pass each; alpha, beta [] and dots [2] are float64 beside the vectors.
+  // <x, y>, a float64 scalar.
+  m.def("dot(Tensor x, Tensor y) -> Tensor");
+  // x += alpha p, r -= alpha ap; dots = (<r, r>, <r, M r>) with M = diag(inverse).
+  m.def(
+      "cg_update(Tensor(a!) x, Tensor(b!) r, Tensor p, Tensor ap, Tensor alpha, Tensor? inverse,"
+      " Tensor(c!) dots) -> ()");
+  // p = M r + beta p.
+  m.def("cg_direction(Tensor(a!) p, Tensor r, Tensor beta, Tensor? inverse) -> ()");
 }

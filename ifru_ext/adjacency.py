@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ifru_ext import _host
 
-__all__ = ["Adjacency"]
+__all__ = ["Adjacency", "AdjacencySlice"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,49 @@ class Adjacency:
         """[E] in interaction order -> [2E] in adjacency order."""
         return values.index_select(0, self.edge)
 
+    def slice(self, rows: Tensor) -> AdjacencySlice:
+        """The entries of some rows.
+
+        Args:
+            rows: [S] node ids, ascending and distinct.
+
+        Raises:
+            ValueError: They are not.
+        """
+        parts = _host.slice_rows(
+            self.rowptr.cpu().numpy(),
+            self.neighbor.cpu().numpy(),
+            self.edge.cpu().numpy(),
+            rows.cpu().numpy(),
+        )
+        device = self.rowptr.device
+        rowptr, neighbor, local, edge = (torch.from_numpy(part).to(device) for part in parts)
+        return AdjacencySlice(rowptr, rows.to(neighbor.dtype), neighbor, local, edge)
+
+    def expand_hop(self, rows: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """The neighbours of some rows, with the importance that is passed on; equation (13).
+
+        s'(w) = sum over w's neighbours v among `rows` of s(v) / deg(w), deg(w) = one plus the
+        interactions of w. The cost follows the entries of `rows`.
+
+        Args:
+            rows: [m] node ids, ascending and distinct.
+            score: [m] s(v).
+
+        Returns:
+            The neighbours, ascending, int64, and their scores, float64.
+
+        Raises:
+            ValueError: The rows are not ascending, distinct and in range.
+        """
+        found, passed = _host.expand_hop(
+            self.rowptr.cpu().numpy(),
+            self.neighbor.cpu().numpy(),
+            rows.cpu().numpy(),
+            score.cpu().double().numpy(),
+        )
+        return torch.from_numpy(found), torch.from_numpy(passed)
+
     def same_as(self, other: Adjacency) -> bool:
         """Whether both list the same interactions (as a multiset of pairs)."""
         return (
@@ -76,3 +119,26 @@ class Adjacency:
             and torch.equal(self.rowptr, other.rowptr)
             and torch.equal(self.neighbor, other.neighbor)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class AdjacencySlice:
+    """The entries of some rows S of an adjacency, for the restricted products.
+
+    Attributes:
+        rowptr: [S + 1] int64.
+        rows: [S] node ids.
+        neighbor: [entries] node ids.
+        local: [entries] the neighbour's position in `rows`, -1 where it is not in S.
+        edge: [entries] the interaction's index.
+    """
+
+    rowptr: Tensor
+    rows: Tensor
+    neighbor: Tensor
+    local: Tensor
+    edge: Tensor
+
+    def owner(self) -> Tensor:
+        """[entries] node ids: the row that each entry belongs to."""
+        return torch.repeat_interleave(self.rows, self.rowptr.diff())

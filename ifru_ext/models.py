@@ -170,7 +170,7 @@ class MatrixFactorization(RecommenderModel):
         return None
 
     def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
-        """X + diag(ridge) v."""
+        """Returns x + diag(ridge) v."""
         return x if ridge is None or v is None else torch.addcmul(x, ridge[:, None], v)
 
     def with_graph(self, graph: BipartiteGraph | None) -> Self:

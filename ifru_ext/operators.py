@@ -65,7 +65,6 @@ class _CurvatureOperator:
             )
         self._point = point
         self._diagonal = point.ridge + mu
-        self._inverse = torch.where(self._diagonal > 0, self._diagonal.reciprocal(), 1.0)[:, None]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,19 +102,14 @@ class _CurvatureOperator:
             )
         return self._point.product(v, self._diagonal, exact=self._exact)
 
-    def ridge_inverse(self, v: Tensor) -> Tensor:
-        """V over ridge and damping, row by row: a preconditioner that costs nothing.
+    @property
+    def ridge_inverse(self) -> Tensor:
+        """[N]: one over ridge and damping, a preconditioner that costs nothing.
 
         Rows without either keep their scale. On LightGCN with a ridge per interaction it is as good
         as the Gauss-Newton diagonal: a row's curvature grows with its degree, as its ridge does.
-
-        Args:
-            v: [N, d].
-
-        Returns:
-            [N, d].
         """
-        return v * self._inverse
+        return torch.where(self._diagonal > 0, self._diagonal.reciprocal(), 1.0)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self.matvec(v)

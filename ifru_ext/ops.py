@@ -21,20 +21,30 @@ from torch import Tensor
 from ifru_ext._native import native
 
 __all__ = [
+    "cg_direction",
+    "cg_update",
+    "dot",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
     "pointwise_hvp",
     "propagate",
+    "restricted_ggn",
+    "restricted_hvp",
 ]
 
 _ops = getattr(torch.ops, native.namespace)
 
 
 def _call(op: Callable[..., Any], *args: Any) -> Any:
+    """Calls a raw op on contiguous arguments."""
+    return _call_in_place(op, *(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+
+
+def _call_in_place(op: Callable[..., Any], *args: Any) -> Any:
     """Calls a raw op; its own sentence about a bad argument becomes a ValueError."""
     try:
-        return op(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+        return op(*args)
     except RuntimeError as error:
         text = str(error)
         if text.startswith("ifru_ext::"):
@@ -177,6 +187,126 @@ def pointwise_ggn(
     return cast(Tensor, _call(_ops.pointwise_ggn.default, rowptr, neighbor, curvature, f, z, ridge))
 
 
+def restricted_hvp(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """The block H_SS of the exact Hessian times z; equation (6) for matrix factorisation.
+
+    Only the entries of the rows S are visited. `ifru_ext.adjacency.AdjacencySlice` holds the first
+    four arguments.
+
+    Args:
+        rowptr: [S + 1] int64.
+        rows: [S] node ids.
+        neighbor: [entries] node ids.
+        local: [entries] the neighbour's position in `rows`, negative where it is not in S.
+        residual: [entries].
+        curvature: [entries].
+        f: [N, d].
+        z: [S, d].
+        ridge: [S].
+
+    Returns:
+        [S, d].
+    """
+    return cast(
+        Tensor,
+        _call(
+            _ops.restricted_hvp.default,
+            *(rowptr, rows, neighbor, local, residual, curvature, f, z, ridge),
+        ),
+    )
+
+
+def restricted_ggn(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """The block of the Gauss-Newton matrix: `restricted_hvp` without the residual terms.
+
+    Args:
+        rowptr: [S + 1] int64.
+        rows: [S] node ids.
+        neighbor: [entries] node ids.
+        local: [entries] the neighbour's position in `rows`, negative where it is not in S.
+        curvature: [entries].
+        f: [N, d].
+        z: [S, d].
+        ridge: [S].
+
+    Returns:
+        [S, d].
+    """
+    return cast(
+        Tensor,
+        _call(_ops.restricted_ggn.default, rowptr, rows, neighbor, local, curvature, f, z, ridge),
+    )
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y>, accumulated in float64.
+
+    Args:
+        x: Any shape.
+        y: As many elements, of the same dtype.
+
+    Returns:
+        [] float64.
+    """
+    return cast(Tensor, _call(_ops.dot.default, x, y))
+
+
+def cg_update(
+    x: Tensor,
+    r: Tensor,
+    p: Tensor,
+    ap: Tensor,
+    alpha: Tensor,
+    inverse: Tensor | None,
+    dots: Tensor,
+) -> None:
+    """Updates x += alpha p and r -= alpha ap; dots = (<r, r>, <r, M r>) of the new r.
+
+    alpha = 0 changes nothing, whatever `p` and `ap` hold.
+
+    Args:
+        x: [N, d], contiguous; changed.
+        r: [N, d], contiguous; changed.
+        p: [N, d].
+        ap: [N, d].
+        alpha: [] float64.
+        inverse: [N], the diagonal preconditioner M; None for the identity.
+        dots: [2] float64; written.
+    """
+    _call_in_place(_ops.cg_update.default, x, r, p, ap, alpha, inverse, dots)
+
+
+def cg_direction(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
+    """Updates p = M r + beta p.
+
+    Args:
+        p: [N, d], contiguous; changed.
+        r: [N, d].
+        beta: [] float64.
+        inverse: [N], the diagonal preconditioner M; None for the identity.
+    """
+    _call_in_place(_ops.cg_direction.default, p, r, beta, inverse)
+
+
 # --- fake kernels: shapes and dtypes for torch.compile, torch.export and opcheck ------------------
 
 
@@ -235,6 +365,61 @@ def _(
 ) -> Tensor:
     _check_rows("pointwise_ggn", rowptr, f)
     return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::restricted_hvp")
+def _(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("restricted_hvp", rowptr, z)
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::restricted_ggn")
+def _(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("restricted_ggn", rowptr, z)
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::dot")
+def _(x: Tensor, y: Tensor) -> Tensor:
+    torch._check(x.numel() == y.numel(), lambda: "dot: y: expected as many elements as x")
+    return x.new_empty((), dtype=torch.float64)
+
+
+@torch.library.register_fake("ifru_ext::cg_update")
+def _(
+    x: Tensor,
+    r: Tensor,
+    p: Tensor,
+    ap: Tensor,
+    alpha: Tensor,
+    inverse: Tensor | None,
+    dots: Tensor,
+) -> None:
+    torch._check(x.shape == r.shape, lambda: "cg_update: r: expected the shape of x")
+
+
+@torch.library.register_fake("ifru_ext::cg_direction")
+def _(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
+    torch._check(p.shape == r.shape, lambda: "cg_direction: r: expected the shape of p")
 
 
 def _check_rows(op: str, rowptr: Tensor, features: Tensor) -> None:

@@ -10,11 +10,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 __all__ = [
+    "cg_direction",
+    "cg_update",
+    "dot",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
     "pointwise_hvp",
     "propagate",
+    "restricted_ggn",
+    "restricted_hvp",
 ]
 
 
@@ -100,3 +105,68 @@ def pointwise_ggn(
     n, m = _owner(rowptr), neighbor.long()
     delta = (z[n] * f[m]).sum(1) + (f[n] * z[m]).sum(1)
     return _plus_ridge(_sum_rows(rowptr, (curvature * delta)[:, None] * f[m]), ridge, z)
+
+
+def restricted_hvp(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (6) with a vector that is zero outside `rows`, read at `rows`."""
+    gauss_newton = restricted_ggn(rowptr, rows, neighbor, local, curvature, f, z, ridge)
+    return gauss_newton + _sum_rows(rowptr, residual[:, None] * _within(local, z))
+
+
+def restricted_ggn(
+    rowptr: Tensor,
+    rows: Tensor,
+    neighbor: Tensor,
+    local: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """`restricted_hvp` without the residual terms."""
+    s, m = _owner(rowptr), neighbor.long()
+    delta = (z[s] * f[m]).sum(1) + (f[rows.long()[s]] * _within(local, z)).sum(1)
+    return _plus_ridge(_sum_rows(rowptr, (curvature * delta)[:, None] * f[m]), ridge, z)
+
+
+def _within(local: Tensor, z: Tensor) -> Tensor:
+    """[entries, d]: the neighbour's row of z, zero where it has none."""
+    inside = local >= 0
+    return torch.where(inside[:, None], z[torch.where(inside, local, 0).long()], 0.0)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> in float64."""
+    return (x.double() * y.double()).sum()
+
+
+def cg_update(
+    x: Tensor,
+    r: Tensor,
+    p: Tensor,
+    ap: Tensor,
+    alpha: Tensor,
+    inverse: Tensor | None,
+    dots: Tensor,
+) -> None:
+    """One update of conjugate gradients."""
+    if float(alpha) != 0:
+        x += alpha.to(x.dtype) * p
+        r -= alpha.to(r.dtype) * ap
+    z = r if inverse is None else inverse[:, None] * r
+    dots[0], dots[1] = dot(r, r), dot(r, z)
+
+
+def cg_direction(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
+    """The next direction of conjugate gradients."""
+    p.copy_((r if inverse is None else inverse[:, None] * r) + beta.to(p.dtype) * p)

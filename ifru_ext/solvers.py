@@ -13,6 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
 
 __all__ = ["SolveReason", "SolveResult", "cg", "steihaug"]
@@ -59,11 +60,6 @@ class SolveResult:
     history: tuple[float, ...]
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> as a float64 scalar; the products round in the vectors' dtype."""
-    return (x * y).sum(dtype=torch.float64)
-
-
 def cg(
     A: LinearOperator,
     b: Tensor,
@@ -72,7 +68,7 @@ def cg(
     rtol: float = 1e-5,
     atol: float = 0.0,
     maxiter: int | None = None,
-    M: Callable[[Tensor], Tensor] | None = None,
+    M: Callable[[Tensor], Tensor] | Tensor | None = None,
     callback: Callable[[int, float], None] | None = None,
     check_every: int = 1,
 ) -> SolveResult:
@@ -88,7 +84,8 @@ def cg(
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         maxiter: Limit on iterations; ten per unknown, at most 10 000, by default.
-        M: Applies a symmetric positive definite preconditioner, an approximation of A's inverse.
+        M: A symmetric positive definite preconditioner, an approximation of A's inverse: a function
+            that applies it, or its diagonal [N] where it is one, which is fused into the updates.
         callback: Called with the iteration's number and its residual norm at every check.
         check_every: Iterations between looks at the residual. A look at a GPU's scalars waits for
             the GPU; on a CPU it is free, and a late look costs products.
@@ -101,6 +98,11 @@ def cg(
     """
     _check_system(A, b, x0)
     _check_options(rtol, atol, maxiter, check_every)
+    if isinstance(M, Tensor) and (M.shape != b.shape[:1] or M.dtype != b.dtype):
+        raise ValueError(
+            f"M: expected a function or a diagonal [{b.shape[0]}] of {b.dtype}, "
+            f"got shape {list(M.shape)} of {M.dtype}"
+        )
     limit = min(10_000, 10 * b.numel()) if maxiter is None else maxiter
     with torch.inference_mode():
         result = _cg(A, b, x0, rtol, atol, limit, M, callback, check_every)
@@ -114,16 +116,17 @@ def _cg(
     rtol: float,
     atol: float,
     maxiter: int,
-    M: Callable[[Tensor], Tensor] | None,
+    M: Callable[[Tensor], Tensor] | Tensor | None,
     callback: Callable[[int, float], None] | None,
     check_every: int,
 ) -> SolveResult:
-    rhs_norm = float(_dot(b, b).sqrt())
+    rhs_norm = float(ops.dot(b, b).sqrt())
     tolerance = max(rtol * rhs_norm, atol)
-    x = torch.zeros_like(b) if x0 is None else x0.clone()
+    b = b.contiguous()
+    x = torch.zeros_like(b) if x0 is None else x0.contiguous().clone()
     num_matvecs = 0 if x0 is None else 1
     r = b.clone() if x0 is None else b - A.matvec(x)
-    norm = float(_dot(r, r).sqrt())
+    norm = float(ops.dot(r, r).sqrt())
     history = [norm]
     num_iters = 0
     previous_true_norm = float("inf")
@@ -144,47 +147,54 @@ def _cg(
         return result(SolveReason.NONFINITE)
     if norm <= tolerance:  # r is the true residual here
         return result(SolveReason.CONVERGED)
-    z = r if M is None else M(r)
-    p = z.clone()
-    rz = _dot(r, z)
+    precondition = M if callable(M) else None
+    inverse = M if isinstance(M, Tensor) else None
+
+    def restart() -> tuple[Tensor, Tensor]:
+        """The first direction from r, and <r, M r>."""
+        if precondition is not None:
+            z = precondition(r)
+        else:
+            z = r if inverse is None else inverse[:, None] * r
+        return z.clone(), ops.dot(r, z)
+
+    p, rz = restart()
+    dots = torch.empty(2, dtype=torch.float64, device=b.device)
     while num_iters < maxiter:
         # Between two looks the scalars stay on the device. A step of non-positive (or NaN)
         # curvature, and all that follow it, change nothing: x stays at the last good iterate.
         good = torch.ones((), dtype=torch.bool, device=b.device)
         steps = torch.zeros((), dtype=torch.int64, device=b.device)
         for _ in range(min(check_every, maxiter - num_iters)):
-            Ap = A.matvec(p)
+            ap = A.matvec(p).contiguous()
             num_matvecs += 1
-            pAp = _dot(p, Ap)
-            good = good & (pAp > 0) & torch.isfinite(rz)
+            pap = ops.dot(p, ap)
+            good = good & (pap > 0) & torch.isfinite(pap) & torch.isfinite(rz)
             steps = steps + good
-            alpha = torch.where(good, rz / pAp, 0.0).to(b.dtype)
-            x.addcmul_(alpha, p)
-            r.addcmul_(-alpha, torch.where(good, Ap, 0.0))
-            z = r if M is None else M(r)
-            rz_new = _dot(r, z)
-            beta = torch.where(good, rz_new / rz, 0.0).to(b.dtype)
+            alpha = torch.where(good, rz / pap, 0.0)
+            ops.cg_update(x, r, p, ap, alpha, inverse, dots)
+            z = r if precondition is None else precondition(r)
+            rz_new = dots[1].clone() if precondition is None else ops.dot(r, z)
+            beta = torch.where(good, rz_new / rz, 0.0)
             rz = torch.where(good, rz_new, rz)
-            p = torch.addcmul(z, beta, p)
+            ops.cg_direction(p, z, beta, inverse)
         num_iters += int(steps)
-        norm = float(_dot(r, r).sqrt())
+        norm = float(dots[0].sqrt())
         history.append(norm)
         if callback is not None:
             callback(num_iters, norm)
-        if not _finite(norm) or not _finite(float(pAp)):
+        if not _finite(norm) or not _finite(float(pap)):
             return result(SolveReason.NONFINITE)
         if norm <= tolerance:
             r = b - A.matvec(x)
             num_matvecs += 1
-            norm = float(_dot(r, r).sqrt())
+            norm = float(ops.dot(r, r).sqrt())
             if norm <= tolerance:
                 return result(SolveReason.CONVERGED)
             if norm > previous_true_norm / 2:
                 return result(SolveReason.BREAKDOWN)
             previous_true_norm = norm
-            z = r if M is None else M(r)
-            p = z.clone()
-            rz = _dot(r, z)
+            p, rz = restart()
         elif not bool(good):
             return result(SolveReason.NEGATIVE_CURVATURE)
     return result(SolveReason.MAXITER)
@@ -241,10 +251,11 @@ def _steihaug(
     maxiter: int,
     callback: Callable[[int, float], None] | None,
 ) -> SolveResult:
+    b = b.contiguous()
     x = torch.zeros_like(b)
     r = b.clone()
     p = r.clone()
-    rr = float(_dot(r, r))
+    rr = float(ops.dot(r, r))
     rhs_norm = rr**0.5
     tolerance = max(rtol * rhs_norm, atol)
     history = [rhs_norm]
@@ -252,24 +263,24 @@ def _steihaug(
     reason = SolveReason.CONVERGED if rhs_norm <= tolerance else SolveReason.MAXITER
     num_iters = 0
     while reason is SolveReason.MAXITER and num_iters < maxiter:
-        Ap = A.matvec(p)
+        ap = A.matvec(p)
         num_iters += 1
-        pAp, pp, xp = float(_dot(p, Ap)), float(_dot(p, p)), float(_dot(x, p))
-        if not _finite(pAp):
+        pap, pp, xp = float(ops.dot(p, ap)), float(ops.dot(p, p)), float(ops.dot(x, p))
+        if not _finite(pap):
             reason = SolveReason.NONFINITE
             break
-        alpha = rr / pAp if pAp > 0 else float("inf")
-        if pAp <= 0 or xx + 2 * alpha * xp + alpha**2 * pp >= radius**2:
+        alpha = rr / pap if pap > 0 else float("inf")
+        if pap <= 0 or xx + 2 * alpha * xp + alpha**2 * pp >= radius**2:
             # To the boundary: the positive root of |x + tau p| = radius.
             tau = (-xp + (xp**2 + pp * (radius**2 - xx)) ** 0.5) / pp
             x.add_(p, alpha=tau)
-            r.sub_(Ap, alpha=tau)
-            reason = SolveReason.TRUST_REGION if pAp > 0 else SolveReason.NEGATIVE_CURVATURE
+            r.sub_(ap, alpha=tau)
+            reason = SolveReason.TRUST_REGION if pap > 0 else SolveReason.NEGATIVE_CURVATURE
         else:
             x.add_(p, alpha=alpha)
-            r.sub_(Ap, alpha=alpha)
-        rr_new = float(_dot(r, r))
-        xx = float(_dot(x, x))
+            r.sub_(ap, alpha=alpha)
+        rr_new = float(ops.dot(r, r))
+        xx = float(ops.dot(x, x))
         history.append(rr_new**0.5)
         if callback is not None:
             callback(num_iters, history[-1])
@@ -300,10 +311,10 @@ def _finite(value: float) -> bool:
 
 
 def _check_system(A: LinearOperator, b: Tensor, x0: Tensor | None) -> None:
-    if b.numel() != A.shape[0] or b.dtype != A.dtype:
+    if b.dim() != 2 or b.numel() != A.shape[0] or b.dtype != A.dtype:
         raise ValueError(
-            f"b: expected {A.shape[0]} elements of {A.dtype} as in the operator, "
-            f"got {b.numel()} of {b.dtype}"
+            f"b: expected a matrix of {A.shape[0]} elements of {A.dtype} as in the operator, "
+            f"got shape {list(b.shape)} of {b.dtype}"
         )
     if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype):
         raise ValueError(

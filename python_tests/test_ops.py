@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -44,6 +45,14 @@ def op_arguments(name, adjacency, dim, dtype, seed=0):
         label = torch.rand(edges, generator=g).to(dtype)
         weight = torch.rand(edges, generator=g).to(dtype)
         return left.clone(), right.clone(), f / dim**0.5, label, weight, 0
+    if name.startswith("restricted"):
+        rows = torch.arange(0, n, 3)
+        part = a.slice(rows)
+        entries = part.neighbor.shape[0]
+        indices = part.rowptr, part.rows, part.neighbor, part.local
+        residual, curvature = (normal(entries),), (normal(entries),)
+        values = curvature if name.endswith("ggn") else residual + curvature
+        return (*indices, *values, f, z[rows].contiguous(), ridge[rows].contiguous())
     residual, curvature = normal(entries), normal(entries)
     if name == "pointwise_gradient":
         return a.rowptr, a.neighbor, residual, f, ridge
@@ -52,7 +61,8 @@ def op_arguments(name, adjacency, dim, dtype, seed=0):
     return a.rowptr, a.neighbor, curvature, f, z, ridge
 
 
-OPS = ops.__all__
+IN_PLACE = ("cg_update", "cg_direction")
+OPS = [name for name in ops.__all__ if name not in (*IN_PLACE, "dot")]
 
 
 def as_tuple(out):
@@ -236,6 +246,11 @@ def broken(name, position, value):
         ("pointwise_hvp", 1, lambda x: x - 100, "neighbor: expected node ids in [0, 27)"),
         ("pointwise_hvp", 5, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
         ("pointwise_ggn", 5, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+        ("restricted_hvp", 1, lambda x: x + 100, "rows, neighbor and local: expected node ids in"),
+        ("restricted_hvp", 2, lambda x: x - 100, "rows, neighbor and local: expected node ids in"),
+        ("restricted_ggn", 3, lambda x: x + 100, "and positions below 9, found others"),
+        ("restricted_ggn", 1, lambda x: x[1:], "z: expected shape [8, 4], got [9, 4]"),
+        ("restricted_ggn", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
         ("pointwise_derivatives", 0, lambda x: x + 100, "left and right: expected node ids in"),
         ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
         ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
@@ -257,6 +272,124 @@ def test_non_contiguous_arguments_are_accepted():
     expected = ops.pointwise_hvp(*args)
     args[4] = args[4].T.contiguous().T
     assert torch.equal(ops.pointwise_hvp(*args), expected)
+
+
+@pytest.mark.parametrize("name", ["restricted_hvp", "restricted_ggn"])
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("share", [1, 3, 50])
+def test_restricted_products_are_blocks_of_the_full_one(name, graph, share):
+    adjacency = make_adjacency(graph)
+    n, edges = adjacency.n_nodes, adjacency.n_interactions
+    g = torch.Generator().manual_seed(2)
+    residual, curvature = (torch.randn(edges, generator=g, dtype=torch.float64) for _ in range(2))
+    f = torch.randn(n, 12, generator=g, dtype=torch.float64)
+    rows = torch.arange(0, n, share)
+    part = adjacency.slice(rows)
+    z = torch.randn(len(rows), 12, generator=g, dtype=torch.float64)
+    full = torch.zeros(n, 12, dtype=torch.float64)
+    full[rows] = z
+    exact = name == "restricted_hvp"
+    values = [residual, curvature] if exact else [curvature]
+    got = getattr(ops, name)(
+        part.rowptr,
+        part.rows,
+        part.neighbor,
+        part.local,
+        *(v[part.edge.long()] for v in values),
+        f,
+        z,
+    )
+    whole = (ops.pointwise_hvp if exact else ops.pointwise_ggn)(
+        adjacency.rowptr, adjacency.neighbor, *map(adjacency.by_entry, values), f, full
+    )
+    torch.testing.assert_close(got, whole[rows], rtol=1e-12, atol=1e-12)
+
+
+def vectors(shape, dtype, n):
+    g = torch.Generator().manual_seed(4)
+    return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(n)]
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+SHAPES = [(0, 5), (1, 1), (3, 16), (700, 7), (1000, 64), (5, 5000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_vector_updates_match_their_twins(shape, dtype, preconditioned):
+    inverse = vectors(shape[:1], dtype, 1)[0].abs() if preconditioned else None
+    results = []
+    for module in (ops, reference):
+        x, r, p, ap = vectors(shape, dtype, 4)
+        dots = torch.empty(2, dtype=torch.float64)
+        module.cg_update(x, r, p, ap, scalar(0.37), inverse, dots)
+        module.cg_direction(p, r, scalar(-0.6), inverse)
+        results.append((x, r, p, dots, module.dot(x, p)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=RTOL[dtype], atol=10 * RTOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vector_sums_have_the_same_bits_for_any_threads(dtype):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x, r, p, ap = vectors((3000, 33), dtype, 4)
+            dots = torch.empty(2, dtype=torch.float64)
+            ops.cg_update(x, r, p, ap, scalar(0.1), None, dots)
+            results.append((x, r, dots, ops.dot(x, r)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_float32_sums_accumulate_in_float64():
+    x = torch.full((1 << 20,), 1e-4)
+    x[0] = 1e4
+    exact = float((x.double() ** 2).sum())
+    assert float(ops.dot(x, x)) == pytest.approx(exact, rel=1e-12)
+
+
+def test_vector_ops_pass_opcheck():
+    x, r, p, ap = vectors((6, 5), torch.float32, 4)
+    dots = torch.empty(2, dtype=torch.float64)
+    raw = torch.ops.ifru_ext
+    torch.library.opcheck(raw.dot.default, (x, r))
+    torch.library.opcheck(raw.cg_update.default, (x, r, p, ap, scalar(0.5), x[:, 0].clone(), dots))
+    torch.library.opcheck(raw.cg_direction.default, (p, r, scalar(0.5), None))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x, s: ops.dot(x, x[:2]), "dot: y: expected 12 contiguous elements as in x"),
+        (lambda x, s: ops.dot(x, x.double()), "dot: y: expected the dtype of x"),
+        (lambda x, s: ops.dot(x.half(), x.half()), "dot: x: expected float32 or float64, got Half"),
+        (
+            lambda x, s: ops.cg_direction(x, x[:2], s, None),
+            "cg_direction: r: expected shape [4, 3]",
+        ),
+        (lambda x, s: ops.cg_direction(x.T, x, s, None), "cg_direction: p: expected a contiguous"),
+        (
+            lambda x, s: ops.cg_direction(x, x, s.float(), None),
+            "cg_direction: beta: expected float64",
+        ),
+        (
+            lambda x, s: ops.cg_update(x, x, x, x, s, x[0].clone(), s.expand(2).clone()),
+            "cg_update: inverse: expected shape [4], got [3]",
+        ),
+        (lambda x, s: ops.cg_update(x, x, x, x, s, None, s), "cg_update: dots: expected shape [2]"),
+    ],
+)
+def test_vector_ops_refuse_bad_arguments(call, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call(torch.ones(4, 3), scalar(1.0))
 
 
 ISA_SCRIPT = """
@@ -319,6 +452,41 @@ def test_adjacency_lists_every_interaction_twice():
     assert torch.equal(owner[owner < n_users], user[first])
     assert torch.equal(a.neighbor[owner < n_users].long(), item[first] + n_users)
     assert torch.equal(a.neighbor[owner >= n_users].long(), user[second])
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("index", INDICES)
+def test_hops_match_their_definition(graph, index):
+    a = make_adjacency(graph, index)
+    dense = torch.zeros(a.n_nodes, a.n_nodes, dtype=torch.float64)
+    owner = torch.repeat_interleave(torch.arange(a.n_nodes), a.rowptr.diff())
+    dense.index_put_(
+        (owner, a.neighbor.long()), torch.ones(1, dtype=torch.float64), accumulate=True
+    )
+    degree = 1 + a.degrees()
+    rows = torch.arange(0, a.n_nodes, 4)
+    score = torch.rand(len(rows), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(3):
+        everywhere = torch.zeros(a.n_nodes, dtype=torch.float64)
+        everywhere[rows] = score
+        expected = (dense @ everywhere) / degree
+        reached = (dense[:, rows] > 0).any(1)
+        rows, score = a.expand_hop(rows, score)
+        assert torch.equal(rows, reached.nonzero()[:, 0])
+        torch.testing.assert_close(score, expected[rows])
+
+
+def test_slices_and_hops_refuse_bad_rows():
+    a = make_adjacency("isolated")
+    for rows in map(torch.tensor, ([3, 3], [5, 2], [-1], [27])):
+        with pytest.raises(
+            ValueError, match=r"rows: expected ascending distinct node ids in \[0, 27\)"
+        ):
+            a.slice(rows)
+        with pytest.raises(ValueError, match="rows: expected ascending distinct node ids"):
+            a.expand_hop(rows, torch.ones(len(rows)))
+    with pytest.raises(ValueError, match="score: expected 2 values as in rows, got 1"):
+        a.expand_hop(torch.tensor([1, 2]), torch.ones(1))
 
 
 def test_adjacency_names_the_row_of_a_bad_id():

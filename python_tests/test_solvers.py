@@ -80,8 +80,11 @@ def test_a_preconditioner_pays():
     A = Dense(torch.diag(diagonal) + 0.1)
     b = torch.ones(60, 1, dtype=torch.float64)
     plain = cg(A, b, rtol=1e-8)
-    jacobi = cg(A, b, rtol=1e-8, M=lambda r: r / diagonal[:, None])
+    jacobi = cg(A, b, rtol=1e-8, M=1 / diagonal)
+    applied = cg(A, b, rtol=1e-8, M=lambda r: r / diagonal[:, None])
     assert jacobi.converged
+    assert applied.num_iters == jacobi.num_iters
+    torch.testing.assert_close(applied.x, jacobi.x)
     assert plain.converged
     assert jacobi.num_iters < plain.num_iters / 3
     torch.testing.assert_close(jacobi.x, plain.x, rtol=1e-5, atol=1e-8)
@@ -173,13 +176,14 @@ def test_callback_sees_the_history():
         ({"maxiter": -1}, "maxiter: expected at least 0"),
         ({"check_every": 0}, "check_every: expected at least 1"),
         ({"x0": torch.zeros(2, 1)}, "x0: expected shape"),
+        ({"M": torch.ones(3)}, "M: expected a function or a diagonal"),
     ],
 )
 def test_options_are_checked(options, text):
     A, b = spectrum(POSITIVE["identity"])
     with pytest.raises(ValueError, match=text):
         cg(A, b, **options)
-    with pytest.raises(ValueError, match="b: expected 20 elements"):
+    with pytest.raises(ValueError, match="b: expected a matrix of 20 elements"):
         cg(A, b[:3])
     with pytest.raises(ValueError, match="radius: expected a positive number"):
         steihaug(A, b, 0.0)

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../kernels/cpu/isa.h"
 #include "adjacency.h"
 #include "build_info.h"
+#include "neighborhood.h"
 
 namespace py = pybind11;
 
@@ -50,6 +52,60 @@ py::tuple bipartite_adjacency(const Ids& user, const Ids& item, int64_t n_users,
                 : adjacency<int64_t>(user, item, n_users, n_items);
 }
 
+template <class T>
+py::array_t<T> to_numpy(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// Arrays of an adjacency are taken as they are: a silent conversion would copy the whole graph.
+template <class T>
+using Exact = py::array_t<T, py::array::c_style>;
+
+template <class I>
+int64_t check_csr(const Exact<int64_t>& rowptr, const Exact<I>& neighbor) {
+  const int64_t n_nodes = rowptr.shape(0) - 1;
+  const int64_t* p = rowptr.data();
+  if (n_nodes < 0 || p[0] != 0 || p[n_nodes] != neighbor.shape(0)) {
+    throw py::value_error("rowptr: expected a sequence from 0 to " +
+                          std::to_string(neighbor.shape(0)) + ", the length of neighbor");
+  }
+  return n_nodes;
+}
+
+template <class I>
+py::tuple expand_hop(const Exact<int64_t>& rowptr, const Exact<I>& neighbor, const Ids& rows,
+                     const py::array_t<double, py::array::c_style | py::array::forcecast>& score) {
+  const int64_t n_nodes = check_csr(rowptr, neighbor);
+  if (score.shape(0) != rows.shape(0)) {
+    throw py::value_error("score: expected " + std::to_string(rows.shape(0)) +
+                          " values as in rows, got " + std::to_string(score.shape(0)));
+  }
+  ifru::host::Hop hop;
+  {
+    py::gil_scoped_release release;
+    hop = ifru::host::expand_hop<I>(rowptr.data(), neighbor.data(), n_nodes, rows.data(),
+                                    score.data(), rows.shape(0));
+  }
+  return py::make_tuple(to_numpy(hop.rows), to_numpy(hop.score));
+}
+
+template <class I>
+py::tuple slice_rows(const Exact<int64_t>& rowptr, const Exact<I>& neighbor, const Exact<I>& edge,
+                     const Ids& rows) {
+  const int64_t n_nodes = check_csr(rowptr, neighbor);
+  if (edge.shape(0) != neighbor.shape(0)) {
+    throw py::value_error("edge: expected as many entries as neighbor");
+  }
+  ifru::host::RowSlice<I> slice;
+  {
+    py::gil_scoped_release release;
+    slice = ifru::host::slice_rows<I>(rowptr.data(), neighbor.data(), edge.data(), n_nodes,
+                                      rows.data(), rows.shape(0));
+  }
+  return py::make_tuple(to_numpy(slice.rowptr), to_numpy(slice.neighbor), to_numpy(slice.local),
+                        to_numpy(slice.edge));
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = IFRU_VERSION;
@@ -63,6 +119,18 @@ py::dict build_info() {
   return info;
 }
 
+template <class I>
+void define_neighborhood(py::module_& m) {
+  m.def("expand_hop", &expand_hop<I>, py::arg("rowptr").noconvert(),
+        py::arg("neighbor").noconvert(), py::arg("rows"), py::arg("score"),
+        "(rows, score) of the next hop: the neighbours of ascending `rows`, ascending, with the "
+        "score that the given ones pass on, divided by one plus the neighbour's interactions.");
+  m.def("slice_rows", &slice_rows<I>, py::arg("rowptr").noconvert(),
+        py::arg("neighbor").noconvert(), py::arg("edge").noconvert(), py::arg("rows"),
+        "(rowptr, neighbor, local, edge): the entries of ascending `rows`; local is the "
+        "neighbour's position among them, or -1.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -72,6 +140,8 @@ PYBIND11_MODULE(_host, m) {
         "(rowptr [N + 1] int64, neighbor [2E], edge [2E]): the CSR by user, then the CSC by item, "
         "as one adjacency over N = n_users + n_items nodes. neighbor holds node ids, ascending in "
         "each row; edge holds the interaction's row. int32 where every value fits, else int64.");
+  define_neighborhood<int32_t>(m);
+  define_neighborhood<int64_t>(m);
   m.def("build_info", &build_info, "What was built, with what, and why CUDA is or is not in it.");
   m.def(
       "isa", [] { return std::string(ifru::cpu::isa_name(ifru::cpu::select_isa())); },

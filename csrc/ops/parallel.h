@@ -3,8 +3,10 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace ifru::ops {
 
@@ -37,6 +39,25 @@ bool parallel_rows(const int64_t* rowptr, int64_t n_rows, const Run& run) {
     if (!run(first, last)) ok.store(false, std::memory_order_relaxed);
   });
   return ok.load();
+}
+
+// Sums partial results over blocks of `block` items in the order of the blocks: partial(begin, end,
+// sums) writes kSums numbers. The bits depend on the block length, not on the threads.
+template <int kSums, class Partial>
+std::array<double, kSums> parallel_sums(int64_t n_items, int64_t block, const Partial& partial) {
+  const int64_t n_blocks = (n_items + block - 1) / block;
+  std::vector<std::array<double, kSums>> sums(n_blocks);
+  torch::stable::parallel_for(0, n_blocks, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t last = (b + 1) * block < n_items ? (b + 1) * block : n_items;
+      partial(b * block, last, sums[b].data());
+    }
+  });
+  std::array<double, kSums> total{};
+  for (const auto& part : sums) {
+    for (int k = 0; k < kSums; ++k) total[k] += part[k];
+  }
+  return total;
 }
 
 template <class Run>

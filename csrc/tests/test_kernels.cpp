@@ -1,10 +1,12 @@
 // Every kernel of every instruction set that this processor has, against plain double loops.
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "../host/adjacency.h"
+#include "../host/neighborhood.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/kernels.h"
 #include "check.h"
@@ -51,8 +53,8 @@ std::vector<T> random_values(int64_t n, unsigned seed) {
 }
 
 template <class T>
-void check_close(const std::vector<T>& got, const std::vector<double>& expected) {
-  const double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-12;
+void check_close(const std::vector<T>& got, const std::vector<double>& expected,
+                 double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-12) {
   double worst = 0;
   for (size_t k = 0; k < got.size(); ++k) {
     worst = std::fmax(worst, std::fabs(got[k] - expected[k]) / (1 + std::fabs(expected[k])));
@@ -124,6 +126,98 @@ void check_rows(const cpu::Kernels<T, I>& kernels, int64_t d) {
   }
 }
 
+// The restricted products against the full ones, with a vector that is zero outside the rows.
+template <class T, class I>
+void check_restricted(const cpu::Kernels<T, I>& kernels, int64_t d) {
+  const Graph<I> graph = make_graph<I>();
+  const int64_t n = graph.n_nodes;
+  const auto f = random_values<T>(n * d, 2);
+  const auto ridge = random_values<T>(n, 5);
+  const std::vector<int64_t> rows = {0, 3, 4, 9, 12};
+  const int64_t n_rows = static_cast<int64_t>(rows.size());
+  std::vector<I> edge(graph.neighbor.size());
+  for (size_t j = 0; j < edge.size(); ++j) edge[j] = static_cast<I>(j);  // marks the entry
+  const auto slice = host::slice_rows<I>(graph.rowptr.data(), graph.neighbor.data(), edge.data(), n,
+                                         rows.data(), n_rows);
+  const auto residual = random_values<T>(edge.size(), 6);
+  const auto curvature = random_values<T>(edge.size(), 7);
+  std::vector<T> local_residual, local_curvature, local_ridge;
+  for (const I j : slice.edge) {
+    local_residual.push_back(residual[j]);
+    local_curvature.push_back(curvature[j]);
+  }
+  const auto z = random_values<T>(n_rows * d, 3);
+  std::vector<T> whole_z(n * d), whole(n * d), out(n_rows * d);
+  for (int64_t s = 0; s < n_rows; ++s) {
+    local_ridge.push_back(ridge[rows[s]]);
+    for (int64_t k = 0; k < d; ++k) whole_z[rows[s] * d + k] = z[s * d + k];
+  }
+  const std::vector<I> ids(rows.begin(), rows.end());
+  cpu::RestrictedArgs<T, I> part{slice.rowptr.data(),
+                                 ids.data(),
+                                 slice.neighbor.data(),
+                                 slice.local.data(),
+                                 local_residual.data(),
+                                 local_curvature.data(),
+                                 f.data(),
+                                 z.data(),
+                                 local_ridge.data(),
+                                 out.data(),
+                                 n_rows,
+                                 n,
+                                 d};
+  cpu::CurvatureArgs<T, I> full{graph.view(),   residual.data(), curvature.data(), f.data(),
+                                whole_z.data(), ridge.data(),    whole.data(),     d};
+  for (const bool exact : {true, false}) {
+    part.residual = exact ? local_residual.data() : nullptr;
+    full.residual = exact ? residual.data() : nullptr;
+    CHECK((exact ? kernels.restricted_hvp : kernels.restricted_gauss_newton)(part, 0, n_rows));
+    CHECK((exact ? kernels.hvp : kernels.gauss_newton)(full, 0, n));
+    std::vector<double> expected;
+    for (const int64_t row : rows) {
+      for (int64_t k = 0; k < d; ++k) expected.push_back(whole[row * d + k]);
+    }
+    check_close(out, expected);
+  }
+  part.n_nodes = 5;
+  CHECK(!kernels.restricted_gauss_newton(part, 0, n_rows));
+}
+
+template <class T>
+void check_vectors(const cpu::VectorKernels<T>& kernels, int64_t n_rows, int64_t d) {
+  const int64_t n = n_rows * d;
+  auto x = random_values<T>(n, 1);
+  auto r = random_values<T>(n, 2);
+  auto p = random_values<T>(n, 3);
+  const auto ap = random_values<T>(n, 4);
+  const auto inverse = random_values<T>(n_rows, 5);
+  std::vector<double> new_x(n), new_r(n), new_p(n);
+  double rr = 0, rz = 0, xr = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const double m = inverse[k / d];
+    new_x[k] = x[k] + 0.25 * p[k];
+    new_r[k] = r[k] - 0.25 * ap[k];
+    new_p[k] = m * new_r[k] - 0.5 * p[k];
+    rr += new_r[k] * new_r[k];
+    rz += new_r[k] * m * new_r[k];
+    xr += new_x[k] * new_r[k];
+  }
+  double dots[2];
+  const auto frozen = x;
+  std::vector<T> poison(n, std::numeric_limits<T>::quiet_NaN());
+  kernels.cg_update({x.data(), r.data(), poison.data(), poison.data(), nullptr, T(0), d}, 0, n_rows,
+                    dots);
+  CHECK(x == frozen);  // alpha = 0 changes nothing
+  kernels.cg_update({x.data(), r.data(), p.data(), ap.data(), inverse.data(), T(0.25), d}, 0,
+                    n_rows, dots);
+  kernels.cg_direction({p.data(), r.data(), inverse.data(), T(-0.5), d}, 0, n_rows);
+  check_close(x, new_x);
+  check_close(r, new_r);
+  check_close(p, new_p);
+  const std::vector<double> sums = {dots[0], dots[1], kernels.dot(x.data(), r.data(), 0, n)};
+  check_close(sums, {rr, rz, xr}, sizeof(T) == 4 ? 1e-5 : 1e-12);
+}
+
 template <class T, class I>
 void check_derivatives(const cpu::Kernels<T, I>& kernels) {
   const int64_t d = 1;
@@ -172,6 +266,12 @@ void check_table(const cpu::KernelTable& table) {
     check_rows(table.f32_i64, d);
     check_rows(table.f64_i32, d);
     check_rows(table.f64_i64, d);
+    check_restricted(table.f32_i32, d);
+    check_restricted(table.f32_i64, d);
+    check_restricted(table.f64_i32, d);
+    check_restricted(table.f64_i64, d);
+    check_vectors(table.f32, 5, d);
+    check_vectors(table.f64, 5, d);
   }
   check_derivatives(table.f32_i32);
   check_derivatives(table.f32_i64);

@@ -37,4 +37,13 @@ const Kernels<double, int64_t>& kernels() {
   return kernel_table().f64_i64;
 }
 
+template <>
+const VectorKernels<float>& vector_kernels() {
+  return kernel_table().f32;
+}
+template <>
+const VectorKernels<double>& vector_kernels() {
+  return kernel_table().f64;
+}
+
 }  // namespace ifru::cpu

@@ -60,6 +60,24 @@ struct CurvatureArgs {
   int64_t d;
 };
 
+// Equation (6) restricted to the rows S of a slice: n = rows[s] for s in [0, n_rows).
+template <class T, class I>
+struct RestrictedArgs {
+  const int64_t* rowptr;  // [S + 1], non-decreasing, checked by the caller
+  const I* rows;          // [S] node ids, checked by the kernel
+  const I* neighbor;      // [entries] node ids, checked by the kernel
+  const I* local;         // [entries] the neighbour's position in S, negative if outside
+  const T* residual;      // [entries], null for the Gauss-Newton product
+  const T* curvature;     // [entries]
+  const T* f;             // [N, d]
+  const T* z;             // [S, d]
+  const T* ridge;         // [S] or null
+  T* out;                 // [S, d]
+  int64_t n_rows;
+  int64_t n_nodes;
+  int64_t d;
+};
+
 // Equation (2) for the interactions (left_e, right_e).
 template <class T, class I>
 struct DerivativeArgs {
@@ -76,6 +94,35 @@ struct DerivativeArgs {
   Loss loss;
 };
 
+// One update of conjugate gradients: x += alpha p, r -= alpha ap.
+template <class T>
+struct CgUpdateArgs {
+  T* x;              // [N, d]
+  T* r;              // [N, d]
+  const T* p;        // [N, d]
+  const T* ap;       // [N, d]
+  const T* inverse;  // [N], the diagonal preconditioner M, or null for the identity
+  T alpha;
+  int64_t d;
+};
+
+// p = M r + beta p.
+template <class T>
+struct CgDirectionArgs {
+  T* p;              // [N, d]
+  const T* r;        // [N, d]
+  const T* inverse;  // [N] or null
+  T beta;
+  int64_t d;
+};
+
+template <class T>
+struct VectorKernels {
+  double (*dot)(const T* x, const T* y, int64_t begin, int64_t end);
+  void (*cg_update)(const CgUpdateArgs<T>&, int64_t begin, int64_t end, double dots[2]);
+  void (*cg_direction)(const CgDirectionArgs<T>&, int64_t begin, int64_t end);
+};
+
 // Each function works on rows (or interactions) [begin, end) and returns false when it met a node
 // id outside [0, N); what it wrote is then not to be used.
 template <class T, class I>
@@ -84,6 +131,8 @@ struct Kernels {
   bool (*gradient)(const GradientArgs<T, I>&, int64_t begin, int64_t end);
   bool (*hvp)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
   bool (*gauss_newton)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*restricted_hvp)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*restricted_gauss_newton)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*derivatives)(const DerivativeArgs<T, I>&, int64_t begin, int64_t end);
 };
 
@@ -92,6 +141,8 @@ struct KernelTable {
   Kernels<float, int64_t> f32_i64;
   Kernels<double, int32_t> f64_i32;
   Kernels<double, int64_t> f64_i64;
+  VectorKernels<float> f32;
+  VectorKernels<double> f64;
 };
 
 extern const KernelTable kBaselineTable;
@@ -103,5 +154,8 @@ const KernelTable& kernel_table();
 
 template <class T, class I>
 const Kernels<T, I>& kernels();
+
+template <class T>
+const VectorKernels<T>& vector_kernels();
 
 }  // namespace ifru::cpu
