@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext.environment import environment
+from ifru_ext.errors import InputError
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
@@ -65,7 +66,7 @@ class Curvature(Enum):
             return cls(name)
         except ValueError:
             known = ["auto", *(c.value for c in cls)]
-            raise ValueError(f"curvature: expected one of {known}, got {name!r}") from None
+            raise InputError(f"curvature: expected one of {known}, got {name!r}") from None
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def unlearn(
             nothing or everything.
     """
     if method != "influence":
-        raise ValueError(f"method: expected 'influence', got {method!r}")
+        raise InputError(f"method: expected 'influence', got {method!r}")
     kind = Curvature.parse(curvature)
     objective = objective.summed()  # the scale in which two data sets can be subtracted
     seconds: dict[str, float] = {}
@@ -303,7 +304,7 @@ def _on_retained_graph(
         return model
     expected = BipartiteGraph.from_interactions(data)
     if not model.graph.adjacency.same_as(expected.adjacency):
-        raise ValueError(
+        raise InputError(
             f"model: expected the graph of the {expected.n_edges} positive interactions of data, "
             f"got another one of {model.graph.n_edges} edges"
         )
@@ -326,14 +327,14 @@ def _automatic_damping(
 
 def _checked_damping(damping: float | Tensor | str, n_nodes: int) -> Tensor:
     if isinstance(damping, str):
-        raise ValueError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
+        raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
     mu = torch.as_tensor(damping, dtype=torch.float64)
     if mu.dim() > 1 or (mu.dim() == 1 and mu.shape[0] != n_nodes):
-        raise ValueError(
+        raise InputError(
             f"damping: expected a number or one per row ([{n_nodes}]), got shape {list(mu.shape)}"
         )
     if bool((mu < 0).any()) or not bool(torch.isfinite(mu).all()):
-        raise ValueError("damping: expected finite numbers >= 0, got a negative or non-finite one")
+        raise InputError("damping: expected finite numbers >= 0, got a negative or non-finite one")
     return mu.expand(n_nodes)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifru_ext.errors import InputError
 from ifru_ext.graph import BipartiteGraph
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class RecommenderModel(ABC):
         user = _checked_embedding("user_embedding", user_embedding)
         item = _checked_embedding("item_embedding", item_embedding)
         if user.shape[1] != item.shape[1] or user.dtype != item.dtype:
-            raise ValueError(
+            raise InputError(
                 "item_embedding: expected the width and dtype of user_embedding "
                 f"({user.shape[1]}, {user.dtype}), got ({item.shape[1]}, {item.dtype})"
             )
@@ -104,7 +105,7 @@ class RecommenderModel(ABC):
             ValueError: The shape differs, or a value is NaN or infinite.
         """
         if embedding.shape != self.embedding.shape:
-            raise ValueError(
+            raise InputError(
                 f"embedding: expected shape {list(self.embedding.shape)}, "
                 f"got {list(embedding.shape)}"
             )
@@ -136,7 +137,7 @@ class RecommenderModel(ABC):
         """
         for name, ids, size in (("user", user, self.n_users), ("item", item, self.n_items)):
             if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected ids in [0, {size}), got {int(ids.min())} to {int(ids.max())}"
                 )
         f = self.features()
@@ -205,10 +206,10 @@ class LightGCN(RecommenderModel):
     ) -> None:
         super().__init__(user_embedding, item_embedding)
         if n_layers < 0:
-            raise ValueError(f"n_layers: expected at least 0, got {n_layers}")
+            raise InputError(f"n_layers: expected at least 0, got {n_layers}")
         weights = [1.0 / (n_layers + 1)] * (n_layers + 1) if alpha is None else list(alpha)
         if len(weights) != n_layers + 1:
-            raise ValueError(
+            raise InputError(
                 f"alpha: expected {n_layers + 1} weights for {n_layers} layers, got {len(weights)}"
             )
         self.alpha = torch.tensor(weights, dtype=torch.float64)
@@ -234,10 +235,10 @@ class LightGCN(RecommenderModel):
 
     def _checked_graph(self, graph: BipartiteGraph | None) -> BipartiteGraph:
         if graph is None:
-            raise ValueError("graph: LightGCN needs a graph, got None")
+            raise InputError("graph: LightGCN needs a graph, got None")
         a = graph.adjacency
         if (a.n_users, a.n_items) != (self.n_users, self.n_items):
-            raise ValueError(
+            raise InputError(
                 f"graph: expected {self.n_users} users and {self.n_items} items as in the "
                 f"embeddings, got {a.n_users} and {a.n_items}"
             )
@@ -247,10 +248,10 @@ class LightGCN(RecommenderModel):
 def _checked_embedding(name: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     tensor = torch.as_tensor(value).detach()
     if tensor.dim() != 2 or tensor.shape[0] == 0 or tensor.shape[1] == 0:
-        raise ValueError(f"{name}: expected shape [rows, d], got {list(tensor.shape)}")
+        raise InputError(f"{name}: expected shape [rows, d], got {list(tensor.shape)}")
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{name}: expected float32 or float64, got {tensor.dtype}")
+        raise InputError(f"{name}: expected float32 or float64, got {tensor.dtype}")
     if not bool(torch.isfinite(tensor).all()):
         row = int((~torch.isfinite(tensor)).any(1).nonzero()[0])
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity in row {row}")
+        raise InputError(f"{name}: expected finite values, got NaN or infinity in row {row}")
     return tensor

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.adjacency import Adjacency
+from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 
@@ -36,7 +37,7 @@ class Loss(Enum):
             return name
         by_name = {loss.name.lower(): loss for loss in cls}
         if name not in by_name:
-            raise ValueError(f"loss: expected one of {sorted(by_name)}, got {name!r}")
+            raise InputError(f"loss: expected one of {sorted(by_name)}, got {name!r}")
         return by_name[name]
 
 
@@ -63,9 +64,9 @@ class Objective:
         for name in ("l2", "l2_per_sample"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+                raise InputError(f"{name}: expected a finite number >= 0, got {value}")
         if self.reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction: expected 'sum' or 'mean', got {self.reduction!r}")
+            raise InputError(f"reduction: expected 'sum' or 'mean', got {self.reduction!r}")
 
     def summed(self) -> Objective:
         """The same with reduction="sum": the scale in which two data sets can be subtracted."""
@@ -91,12 +92,12 @@ class Objective:
             ValueError: Sizes differ, there is no interaction, or a label does not fit the loss.
         """
         if (data.n_users, data.n_items) != (model.n_users, model.n_items):
-            raise ValueError(
+            raise InputError(
                 f"data: expected {model.n_users} users and {model.n_items} items as in the model, "
                 f"got {data.n_users} and {data.n_items}"
             )
         if len(data) == 0:
-            raise ValueError("data: expected at least one interaction, got none")
+            raise InputError("data: expected at least one interaction, got none")
         self.check_labels(data)
 
     def check_labels(self, data: Interactions) -> None:
@@ -109,7 +110,7 @@ class Objective:
             outside = (data.label < 0) | (data.label > 1)
             if bool(outside.any()):
                 row = int(outside.nonzero()[0])
-                raise ValueError(
+                raise InputError(
                     f"label: expected values in [0, 1] for loss 'bce', "
                     f"got {float(data.label[row]):g} in row {row}; for ratings give a threshold"
                 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Linearization, Objective
@@ -59,7 +60,7 @@ class _CurvatureOperator:
     def _set(self, point: Linearization, damping: float | Tensor) -> None:
         mu = torch.as_tensor(damping, dtype=point.ridge.dtype)
         if mu.dim() > 1 or (mu.dim() == 1 and mu.shape != point.ridge.shape):
-            raise ValueError(
+            raise InputError(
                 f"damping: expected a number or one per row ([{point.ridge.shape[0]}]), "
                 f"got shape {list(mu.shape)}"
             )
@@ -96,7 +97,7 @@ class _CurvatureOperator:
         """
         expected = self._point.model.embedding
         if v.shape != expected.shape or v.dtype != expected.dtype:
-            raise ValueError(
+            raise InputError(
                 f"v: expected shape {list(expected.shape)} and {expected.dtype}, "
                 f"got {list(v.shape)} and {v.dtype}"
             )

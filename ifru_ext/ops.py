@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext._native import native
+from ifru_ext.errors import InputError
 
 __all__ = [
     "cg_direction",
@@ -48,7 +49,7 @@ def _call_in_place(op: Callable[..., Any], *args: Any) -> Any:
     except RuntimeError as error:
         text = str(error)
         if text.startswith("ifru_ext::"):
-            raise ValueError(text.splitlines()[0].removeprefix("ifru_ext::")) from None
+            raise InputError(text.splitlines()[0].removeprefix("ifru_ext::")) from None
         raise
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
+from ifru_ext.errors import InputError
 from ifru_ext.operators import LinearOperator
 
 __all__ = ["SolveReason", "SolveResult", "cg", "steihaug"]
@@ -99,7 +100,7 @@ def cg(
     _check_system(A, b, x0)
     _check_options(rtol, atol, maxiter, check_every)
     if isinstance(M, Tensor) and (M.shape != b.shape[:1] or M.dtype != b.dtype):
-        raise ValueError(
+        raise InputError(
             f"M: expected a function or a diagonal [{b.shape[0]}] of {b.dtype}, "
             f"got shape {list(M.shape)} of {M.dtype}"
         )
@@ -235,7 +236,7 @@ def steihaug(
     _check_system(A, b, None)
     _check_options(rtol, atol, maxiter, 1)
     if not radius > 0:
-        raise ValueError(f"radius: expected a positive number, got {radius}")
+        raise InputError(f"radius: expected a positive number, got {radius}")
     limit = min(10_000, 10 * b.numel()) if maxiter is None else maxiter
     with torch.inference_mode():
         result = _steihaug(A, b, radius, rtol, atol, limit, callback)
@@ -312,12 +313,12 @@ def _finite(value: float) -> bool:
 
 def _check_system(A: LinearOperator, b: Tensor, x0: Tensor | None) -> None:
     if b.dim() != 2 or b.numel() != A.shape[0] or b.dtype != A.dtype:
-        raise ValueError(
+        raise InputError(
             f"b: expected a matrix of {A.shape[0]} elements of {A.dtype} as in the operator, "
             f"got shape {list(b.shape)} of {b.dtype}"
         )
     if x0 is not None and (x0.shape != b.shape or x0.dtype != b.dtype):
-        raise ValueError(
+        raise InputError(
             f"x0: expected shape {list(b.shape)} and {b.dtype}, got {list(x0.shape)} and {x0.dtype}"
         )
 
@@ -325,8 +326,8 @@ def _check_system(A: LinearOperator, b: Tensor, x0: Tensor | None) -> None:
 def _check_options(rtol: float, atol: float, maxiter: int | None, check_every: int) -> None:
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+            raise InputError(f"{name}: expected a finite number >= 0, got {value}")
     if maxiter is not None and maxiter < 0:
-        raise ValueError(f"maxiter: expected at least 0, got {maxiter}")
+        raise InputError(f"maxiter: expected at least 0, got {maxiter}")
     if check_every < 1:
-        raise ValueError(f"check_every: expected at least 1, got {check_every}")
+        raise InputError(f"check_every: expected at least 1, got {check_every}")

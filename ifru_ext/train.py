@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.adjacency import Adjacency
+from ifru_ext.errors import InputError
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel
@@ -110,12 +111,12 @@ def train(
         ("batch_size", batch_size, 1),
     ):
         if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+            raise InputError(f"{name}: expected at least {least}, got {value}")
     for name, number in (("learning_rate", learning_rate), ("init_scale", init_scale)):
         if not 0 < number < float("inf"):
-            raise ValueError(f"{name}: expected a positive number, got {number}")
+            raise InputError(f"{name}: expected a positive number, got {number}")
     if kind not in ("lightgcn", "mf"):
-        raise ValueError(f"kind: expected 'lightgcn' or 'mf', got {kind!r}")
+        raise InputError(f"kind: expected 'lightgcn' or 'mf', got {kind!r}")
 
     generator = torch.Generator().manual_seed(seed)
     embedding = init_scale * torch.randn(data.n_nodes, dim, generator=generator, dtype=dtype)
@@ -235,7 +236,7 @@ def polish(
         ValueError: The objective has no regulariser.
     """
     if objective.l2 == 0 and objective.l2_per_sample == 0:
-        raise ValueError(
+        raise InputError(
             "polish: expected an objective with l2 or l2_per_sample > 0, got none; without a "
             "regulariser there is no stationary model"
         )

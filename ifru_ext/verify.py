@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Loss, Objective
@@ -36,7 +37,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     n_positive = int(positive.sum())
     n_negative = labels.numel() - n_positive
     if n_positive == 0 or n_negative == 0:
-        raise ValueError(
+        raise InputError(
             f"labels: expected both classes, got {n_positive} positive and {n_negative} negative"
         )
     _, group, count = torch.unique(scores, return_inverse=True, return_counts=True)

@@ -168,7 +168,7 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
         alpha = description["alpha"]
         model = LightGCN(user, item, len(alpha) - 1, graph=graph, alpha=alpha)
     else:
-        raise ValueError(f"unknown kind {description['kind']!r}")
+        raise InputError(f"unknown kind {description['kind']!r}")
     return StoredModel(
         model=model,
         objective=Objective(**description["objective"]),
