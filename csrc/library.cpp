@@ -12,19 +12,19 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "pointwise_derivatives(Tensor left, Tensor right, Tensor f, Tensor label, Tensor? weight,"
       " int loss) -> (Tensor, Tensor, Tensor)");
-  // (5) G + diag(ridge) F: residual [2E] in adjacency order.
+  // A stream: rowptr [B, R + 1], neighbor [E], cuts [C + 1]; rows are nodes from first_row on.
+  // (5) G + diag(ridge) F: residual [E] in stream order.
   m.def(
-      "pointwise_gradient(Tensor rowptr, Tensor neighbor, Tensor residual, Tensor f,"
-      " Tensor? ridge=None) -> Tensor");
+      "pointwise_gradient(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
+      " Tensor residual, Tensor f, Tensor? ridge=None) -> Tensor");
   // (6) H_F Z + diag(ridge) Z: the exact Hessian.
   m.def(
-      "pointwise_hvp(Tensor rowptr, Tensor neighbor, Tensor residual, Tensor curvature, Tensor f,"
-      " Tensor z, Tensor? ridge=None) -> Tensor");
+      "pointwise_hvp(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row, Tensor residual,"
+      " Tensor curvature, Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
   // (6) without the residual terms: the Gauss-Newton product.
   m.def(
-      "pointwise_ggn(Tensor rowptr, Tensor neighbor, Tensor curvature, Tensor f, Tensor z,"
-      " Tensor? ridge=None) -> Tensor");
-
+      "pointwise_ggn(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row, Tensor curvature,"
+      " Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
   // (6) on rows S of a slice: rowptr [S + 1], rows [S], neighbor and local [entries], z [S, d].
   m.def(
       "restricted_hvp(Tensor rowptr, Tensor rows, Tensor neighbor, Tensor local, Tensor residual,"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ifru_ext import _host
+from ifru_ext.errors import InputError
 
-__all__ = ["Adjacency", "AdjacencySlice"]
+__all__ = ["Adjacency", "AdjacencySlice", "Stream"]
+
+# Intervals of columns: the unit in which they are given to threads, and in which long rows are
+# summed. Fixed, so that the bits do not depend on the number of threads.
+_N_CUTS = 64
+_BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Adjacency:
     edge: Tensor
     n_users: int
     n_items: int
+    _streams: dict[int, Stream] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_pairs(cls, user: Tensor, item: Tensor, n_users: int, n_items: int) -> Adjacency:
@@ -64,9 +71,41 @@ class Adjacency:
         """[N] int64: interactions at each node, parallel ones counted each."""
         return self.rowptr.diff()
 
-    def by_entry(self, values: Tensor) -> Tensor:
-        """[E] in interaction order -> [2E] in adjacency order."""
-        return values.index_select(0, self.edge)
+    def stream(self, n_blocks: int | None = None) -> Stream:
+        """The interactions in the order of one pass; made once for each number of blocks.
+
+        The side with more nodes streams by, the other one is accessed at random. The order of every
+        sum is the same for any number of blocks, and so are the bits of what is computed.
+
+        Args:
+            n_blocks: Column blocks, of which each can have a thread of its own: a power of two up
+                to 64. By default the number of torch's threads, as far as the rows are long enough
+                to be worth dividing.
+
+        Raises:
+            ValueError: `n_blocks` is no power of two up to 64.
+        """
+        first_row = 0 if self.n_users >= self.n_items else self.n_users
+        n_rows = max(self.n_users, self.n_items)
+        if n_blocks is None:
+            divisible = self.n_interactions // (2 * max(1, n_rows))
+            limit = max(1, min(torch.get_num_threads(), divisible, _N_CUTS))
+            n_blocks = 1 << (limit.bit_length() - 1)
+        if n_blocks not in _BLOCKS:
+            raise InputError(f"n_blocks: expected one of {_BLOCKS}, got {n_blocks}")
+        if n_blocks not in self._streams:
+            parts = _host.stream_order(
+                self.rowptr.cpu().numpy(),
+                self.neighbor.cpu().numpy(),
+                self.edge.cpu().numpy(),
+                *(first_row, n_rows, _N_CUTS, n_blocks),
+            )
+            device = self.rowptr.device
+            rowptr, neighbor, edge, cuts = (torch.from_numpy(part).to(device) for part in parts)
+            self._streams[n_blocks] = Stream(
+                rowptr.view(n_blocks, n_rows + 1), neighbor, edge, cuts, first_row
+            )
+        return self._streams[n_blocks]
 
     def slice(self, rows: Tensor) -> AdjacencySlice:
         """The entries of some rows.
@@ -142,3 +181,33 @@ class AdjacencySlice:
     def owner(self) -> Tensor:
         """[entries] node ids: the row that each entry belongs to."""
         return torch.repeat_interleave(self.rows, self.rowptr.diff())
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The interactions in the order of one pass, for the pointwise products.
+
+    Block by block of columns, row by row, columns ascending. The rows are one side's nodes.
+
+    Attributes:
+        rowptr: [B, R + 1] int64 positions.
+        neighbor: [E] columns, as node ids.
+        edge: [E] the interaction's index.
+        cuts: [C + 1] int64 node ids that bound the blocks.
+        first_row: Node id of the first row.
+    """
+
+    rowptr: Tensor
+    neighbor: Tensor
+    edge: Tensor
+    cuts: Tensor
+    first_row: int
+
+    @property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """The first four arguments of the pointwise products."""
+        return self.rowptr, self.neighbor, self.cuts, self.first_row
+
+    def order(self, values: Tensor) -> Tensor:
+        """[E] in interaction order -> [E] in stream order."""
+        return values.index_select(0, self.edge)

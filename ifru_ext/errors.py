@@ -1,11 +1,13 @@
-"""The error that a person's input raises, and how long values are shown in one."""
+"""The error that a person's input raises, the values shown in one, and numbers checked for one."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from itertools import islice
+from typing import SupportsIndex
 
-__all__ = ["InputError", "listing", "type_names"]
+__all__ = ["InputError", "as_integer", "as_seed", "listing", "type_names"]
 
 
 class InputError(ValueError):
@@ -34,3 +36,37 @@ def listing(values: Iterable[object], limit: int = 5) -> str:
 def type_names(types: set[type]) -> str:
     """Names of types for an error, in one order: `float and str`."""
     return " and ".join(sorted(kind.__name__ for kind in types))
+
+
+def as_integer(name: str, value: SupportsIndex, least: int) -> int:
+    """Checks a whole number: of Python, NumPy or torch, but no bool.
+
+    Args:
+        name: What an error calls it.
+        value: The number.
+        least: The smallest one allowed.
+
+    Raises:
+        InputError: It is no integer, or smaller.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InputError(f"{name}: expected an integer >= {least}, got {value!r}")
+    if number < least:
+        raise InputError(f"{name}: expected at least {least}, got {number}")
+    return number
+
+
+def as_seed(value: SupportsIndex) -> int:
+    """Checks a seed of random numbers: what both torch and NumPy take.
+
+    Raises:
+        InputError: It is no integer in [0, 2**63).
+    """
+    seed = as_integer("seed", value, 0)
+    if seed >= 2**63:
+        raise InputError(f"seed: expected an integer below 2**63, got {seed}")
+    return seed

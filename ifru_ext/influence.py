@@ -162,7 +162,7 @@ def implied_ridge(point: Linearization) -> Tensor:
         [N] float64, not negative; zero for rows without interactions.
     """
     embedding = point.model.embedding.double()
-    degree = point.adjacency.degrees()
+    degree = point.degree
     numerator = -(point.gradient().double() * embedding).sum(1)
     denominator = embedding.square().sum(1)
     # frexp is exact: bin b holds the degrees of [2^(b-1), 2^b), bin 0 the isolated rows.

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifru_ext.errors import InputError
+from ifru_ext.columns import as_ids
+from ifru_ext.errors import InputError, as_integer
 from ifru_ext.graph import BipartiteGraph
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LightGCN", "MatrixFactorization", "RecommenderModel"]
+__all__ = ["LightGCN", "MatrixFactorization", "RecommenderModel", "check_dtype"]
 
 # Rows scored at a time: bounds the gathered features to about 64 MB at d = 64.
 _SCORE_CHUNK = 1 << 17
@@ -104,17 +105,23 @@ class RecommenderModel(ABC):
         Raises:
             ValueError: The shape differs, or a value is NaN or infinite.
         """
-        if embedding.shape != self.embedding.shape:
+        checked = _checked_embedding("embedding", embedding)
+        if checked.shape != self.embedding.shape:
             raise InputError(
-                f"embedding: expected shape {list(self.embedding.shape)}, "
-                f"got {list(embedding.shape)}"
+                f"embedding: expected shape {list(self.embedding.shape)}, got {list(checked.shape)}"
             )
-        _checked_embedding("embedding", embedding)
-        return self._copy(embedding=embedding.detach())
+        # A copy: whoever writes to theirs would otherwise change this model behind its features.
+        return self._copy(embedding=checked.clone())
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same model in float32 or float64."""
-        return self._copy(embedding=self.embedding.to(dtype))
+        """The same model in float32 or float64.
+
+        Raises:
+            ValueError: Another dtype, or a value that float32 cannot hold.
+        """
+        return self._copy(
+            embedding=_checked_embedding("embedding", self.embedding.to(check_dtype(dtype)))
+        )
 
     def features(self) -> Tensor:
         """[N, d]: F = P E, computed once."""
@@ -133,13 +140,12 @@ class RecommenderModel(ABC):
             [n] scores (logits).
 
         Raises:
-            ValueError: An id is out of range.
+            ValueError: An id is out of range, or there are more of one than of the other.
         """
-        for name, ids, size in (("user", user, self.n_users), ("item", item, self.n_items)):
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-                raise InputError(
-                    f"{name}: expected ids in [0, {size}), got {int(ids.min())} to {int(ids.max())}"
-                )
+        user = as_ids("user", user, below=self.n_users)
+        item = as_ids("item", item, below=self.n_items)
+        if user.numel() != item.numel():
+            raise InputError(f"item: expected {user.numel()} ids as in user, got {item.numel()}")
         f = self.features()
         pairs = zip(user.split(_SCORE_CHUNK), item.split(_SCORE_CHUNK), strict=True)
         return torch.cat([(f[u] * f[self.n_users + i]).sum(1) for u, i in pairs])
@@ -187,10 +193,10 @@ class LightGCN(RecommenderModel):
         item_embedding: [n_items, d] of the same dtype.
         n_layers: L >= 0.
         graph: Over n_users + n_items nodes.
-        alpha: [L + 1] layer weights; 1 / (L + 1) each by default.
+        alpha: [L + 1] finite layer weights; 1 / (L + 1) each by default.
 
     Raises:
-        ValueError: Sizes disagree.
+        ValueError: Sizes disagree, or a weight is NaN or infinite.
     """
 
     kind = "lightgcn"
@@ -205,14 +211,15 @@ class LightGCN(RecommenderModel):
         alpha: Sequence[float] | None = None,
     ) -> None:
         super().__init__(user_embedding, item_embedding)
-        if n_layers < 0:
-            raise InputError(f"n_layers: expected at least 0, got {n_layers}")
+        n_layers = as_integer("n_layers", n_layers, 0)
         weights = [1.0 / (n_layers + 1)] * (n_layers + 1) if alpha is None else list(alpha)
         if len(weights) != n_layers + 1:
             raise InputError(
                 f"alpha: expected {n_layers + 1} weights for {n_layers} layers, got {len(weights)}"
             )
         self.alpha = torch.tensor(weights, dtype=torch.float64)
+        if not bool(torch.isfinite(self.alpha).all()):
+            raise InputError(f"alpha: expected finite weights, got {self.alpha.tolist()}")
         self._graph = self._checked_graph(graph)
 
     @property
@@ -243,6 +250,17 @@ class LightGCN(RecommenderModel):
                 f"embeddings, got {a.n_users} and {a.n_items}"
             )
         return graph
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Checks the dtype of a model.
+
+    Raises:
+        InputError: Neither float32 nor float64.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    return dtype
 
 
 def _checked_embedding(name: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
-from ifru_ext.adjacency import Adjacency
+from ifru_ext.adjacency import Stream
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
@@ -139,14 +139,15 @@ class Objective:
             None if weight is None else weight.to(model.dtype),
             Loss.parse(self.loss).value,
         )
-        adjacency = data.adjacency
+        stream = data.adjacency.stream()
         return Linearization(
             model=model,
-            adjacency=adjacency,
+            stream=stream,
+            degree=data.adjacency.degrees(),
             features=features,
             loss=loss,
-            residual=adjacency.by_entry(residual),
-            curvature=adjacency.by_entry(curvature),
+            residual=stream.order(residual),
+            curvature=stream.order(curvature),
             ridge=(scale * self.ridge(data)).to(model.dtype),
         )
 
@@ -165,16 +166,18 @@ class Linearization:
 
     Attributes:
         model: The point.
-        adjacency: Of the interactions.
+        stream: Of the interactions.
+        degree: [N] int64, interactions at each node.
         features: [N, d], F = P E.
         loss: [E] in interaction order.
-        residual: [2E] r in adjacency order.
-        curvature: [2E] w in adjacency order.
+        residual: [E] r in stream order.
+        curvature: [E] w in stream order.
         ridge: [N].
     """
 
     model: RecommenderModel
-    adjacency: Adjacency
+    stream: Stream
+    degree: Tensor
     features: Tensor
     loss: Tensor
     residual: Tensor
@@ -184,17 +187,16 @@ class Linearization:
     @cached_property
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
-        penalty = torch.mv(self.model.embedding.double().square().T, self.ridge.double()).sum() / 2
-        return float(self.loss.sum(dtype=torch.float64) + penalty)
+        embedding = self.model.embedding
+        penalty = ops.dot(self.ridge[:, None] * embedding, embedding) / 2
+        return float(ops.dot(self.loss, torch.ones_like(self.loss)) + penalty)
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
-        a, embedding = self.adjacency, self.model.embedding
+        indices, embedding = self.stream.indices, self.model.embedding
         if self.model.graph is None:
-            return ops.pointwise_gradient(
-                a.rowptr, a.neighbor, self.residual, embedding, self.ridge
-            )
-        inner = ops.pointwise_gradient(a.rowptr, a.neighbor, self.residual, self.features)
+            return ops.pointwise_gradient(*indices, self.residual, embedding, self.ridge)
+        inner = ops.pointwise_gradient(*indices, self.residual, self.features)
         return self.model.propagate(inner, self.ridge, embedding)
 
     def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
@@ -207,10 +209,9 @@ class Linearization:
         """
         identity = self.model.graph is None
         z = v if identity else self.model.propagate(v)
-        a = self.adjacency
         common = (self.features, z, diagonal if identity else None)
         if exact:
-            y = ops.pointwise_hvp(a.rowptr, a.neighbor, self.residual, self.curvature, *common)
+            y = ops.pointwise_hvp(*self.stream.indices, self.residual, self.curvature, *common)
         else:
-            y = ops.pointwise_ggn(a.rowptr, a.neighbor, self.curvature, *common)
+            y = ops.pointwise_ggn(*self.stream.indices, self.curvature, *common)
         return y if identity else self.model.propagate(y, diagonal, v)

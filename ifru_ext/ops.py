@@ -1,13 +1,16 @@
 """Typed wrappers of the custom ops `torch.ops.ifru_ext.*`, and their fake (meta) kernels.
 
-Notation: N nodes (users first, then items), E interactions, d features. An adjacency lists every
-interaction twice, once in its user's row and once in its item's: `rowptr` [N + 1] int64,
-`neighbor` [2E] node ids (int32 or int64); `ifru_ext.adjacency.Adjacency` builds it. Values are
-float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call
-`contiguous()`). Every op is deterministic: one writer per row, sums in stored order, the same bits
-for any number of threads. No op records a gradient; they are the derivatives themselves.
+Notation: N nodes (users first, then items), E interactions, d features. Indices come from
+`ifru_ext.adjacency`: an `Adjacency` lists every interaction twice, in its user's row and in its
+item's (`propagate`); its `Stream` lists each once, in the order of one pass (pointwise products);
+an `AdjacencySlice` holds some rows (restricted products). Ids are int32 or int64, positions int64.
+Values are float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call
+`contiguous()`). Every op is deterministic: one writer per row at a time, sums in one order, the
+same bits for any number of threads. The ops are derivatives and record no gradient of their own;
+`ifru_ext.functional` has the differentiable forms.
 
-Bad arguments raise ValueError here and RuntimeError from `torch.ops` directly, with the same text.
+A bad argument raises InputError (a ValueError) here, and RuntimeError from `torch.ops` directly,
+with the same sentence but for the namespace before the op's name.
 """
 
 from __future__ import annotations
@@ -114,6 +117,8 @@ def pointwise_derivatives(
 def pointwise_gradient(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     residual: Tensor,
     f: Tensor,
     ridge: Tensor | None = None,
@@ -121,9 +126,11 @@ def pointwise_gradient(
     """G_n = sum over n's interactions of r f_neighbor, plus ridge_n f_n; equation (5).
 
     Args:
-        rowptr: [N + 1] int64.
-        neighbor: [2E] node ids.
-        residual: [2E] in adjacency order.
+        rowptr: [B, R + 1] int64; this and the next three are `ifru_ext.adjacency.Stream.indices`.
+        neighbor: [E] columns, as node ids.
+        cuts: [C + 1] int64 node ids.
+        first_row: Node id of the first row.
+        residual: [E] in stream order.
         f: [N, d].
         ridge: [N].
 
@@ -131,13 +138,18 @@ def pointwise_gradient(
         [N, d].
     """
     return cast(
-        Tensor, _call(_ops.pointwise_gradient.default, rowptr, neighbor, residual, f, ridge)
+        Tensor,
+        _call(
+            _ops.pointwise_gradient.default, rowptr, neighbor, cuts, first_row, residual, f, ridge
+        ),
     )
 
 
 def pointwise_hvp(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     residual: Tensor,
     curvature: Tensor,
     f: Tensor,
@@ -147,10 +159,12 @@ def pointwise_hvp(
     """Hessian-vector product H_F z + diag(ridge) z with the exact Hessian; equation (6).
 
     Args:
-        rowptr: [N + 1] int64.
-        neighbor: [2E] node ids.
-        residual: [2E] in adjacency order.
-        curvature: [2E] in adjacency order.
+        rowptr: [B, R + 1] int64; this and the next three are `ifru_ext.adjacency.Stream.indices`.
+        neighbor: [E] columns, as node ids.
+        cuts: [C + 1] int64 node ids.
+        first_row: Node id of the first row.
+        residual: [E] in stream order.
+        curvature: [E] in stream order.
         f: [N, d].
         z: [N, d], the vector (for LightGCN: propagated).
         ridge: [N].
@@ -158,15 +172,17 @@ def pointwise_hvp(
     Returns:
         [N, d].
     """
+    values = residual, curvature, f, z, ridge
     return cast(
-        Tensor,
-        _call(_ops.pointwise_hvp.default, rowptr, neighbor, residual, curvature, f, z, ridge),
+        Tensor, _call(_ops.pointwise_hvp.default, rowptr, neighbor, cuts, first_row, *values)
     )
 
 
 def pointwise_ggn(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     curvature: Tensor,
     f: Tensor,
     z: Tensor,
@@ -175,9 +191,11 @@ def pointwise_ggn(
     """Gauss-Newton product: `pointwise_hvp` without the residual terms; positive semidefinite.
 
     Args:
-        rowptr: [N + 1] int64.
-        neighbor: [2E] node ids.
-        curvature: [2E] in adjacency order.
+        rowptr: [B, R + 1] int64; this and the next three are `ifru_ext.adjacency.Stream.indices`.
+        neighbor: [E] columns, as node ids.
+        cuts: [C + 1] int64 node ids.
+        first_row: Node id of the first row.
+        curvature: [E] in stream order.
         f: [N, d].
         z: [N, d], the vector (for LightGCN: propagated).
         ridge: [N].
@@ -185,7 +203,10 @@ def pointwise_ggn(
     Returns:
         [N, d].
     """
-    return cast(Tensor, _call(_ops.pointwise_ggn.default, rowptr, neighbor, curvature, f, z, ridge))
+    values = curvature, f, z, ridge
+    return cast(
+        Tensor, _call(_ops.pointwise_ggn.default, rowptr, neighbor, cuts, first_row, *values)
+    )
 
 
 def restricted_hvp(
@@ -335,9 +356,14 @@ def _(
 
 @torch.library.register_fake("ifru_ext::pointwise_gradient")
 def _(
-    rowptr: Tensor, neighbor: Tensor, residual: Tensor, f: Tensor, ridge: Tensor | None = None
+    rowptr: Tensor,
+    neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
 ) -> Tensor:
-    _check_rows("pointwise_gradient", rowptr, f)
     return torch.empty_like(f)
 
 
@@ -345,13 +371,15 @@ def _(
 def _(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     residual: Tensor,
     curvature: Tensor,
     f: Tensor,
     z: Tensor,
     ridge: Tensor | None = None,
 ) -> Tensor:
-    _check_rows("pointwise_hvp", rowptr, f)
+    torch._check(f.shape == z.shape, lambda: "pointwise_hvp: z: expected the shape of f")
     return torch.empty_like(z)
 
 
@@ -359,12 +387,14 @@ def _(
 def _(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     curvature: Tensor,
     f: Tensor,
     z: Tensor,
     ridge: Tensor | None = None,
 ) -> Tensor:
-    _check_rows("pointwise_ggn", rowptr, f)
+    torch._check(f.shape == z.shape, lambda: "pointwise_ggn: z: expected the shape of f")
     return torch.empty_like(z)
 
 

@@ -72,16 +72,41 @@ def pointwise_derivatives(
     return c * parts[0], c * parts[1], c * parts[2]
 
 
+def _pairs(rowptr: Tensor, neighbor: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
+    """([E], [E]): row and column node of each interaction of a stream."""
+    width = rowptr.shape[1]
+    # The flattened differences; those between two blocks are zero.
+    place = torch.repeat_interleave(rowptr.flatten().diff())
+    return first_row + place % width, neighbor.long()
+
+
+def _sum_both(
+    n_nodes: int, row: Tensor, column: Tensor, at_row: Tensor, at_column: Tensor
+) -> Tensor:
+    out = at_row.new_zeros((n_nodes, at_row.shape[1]))
+    return out.index_add(0, row, at_row).index_add(0, column, at_column)
+
+
 def pointwise_gradient(
-    rowptr: Tensor, neighbor: Tensor, residual: Tensor, f: Tensor, ridge: Tensor | None = None
+    rowptr: Tensor,
+    neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
 ) -> Tensor:
     """Equation (5), without the propagation."""
-    return _plus_ridge(_sum_rows(rowptr, residual[:, None] * f[neighbor.long()]), ridge, f)
+    n, m = _pairs(rowptr, neighbor, first_row)
+    r = residual[:, None]
+    return _plus_ridge(_sum_both(f.shape[0], n, m, r * f[m], r * f[n]), ridge, f)
 
 
 def pointwise_hvp(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     residual: Tensor,
     curvature: Tensor,
     f: Tensor,
@@ -89,22 +114,27 @@ def pointwise_hvp(
     ridge: Tensor | None = None,
 ) -> Tensor:
     """Equation (6), without the propagation."""
-    gauss_newton = pointwise_ggn(rowptr, neighbor, curvature, f, z, ridge)
-    return gauss_newton + _sum_rows(rowptr, residual[:, None] * z[neighbor.long()])
+    n, m = _pairs(rowptr, neighbor, first_row)
+    r = residual[:, None]
+    gauss_newton = pointwise_ggn(rowptr, neighbor, cuts, first_row, curvature, f, z, ridge)
+    return gauss_newton + _sum_both(f.shape[0], n, m, r * z[m], r * z[n])
 
 
 def pointwise_ggn(
     rowptr: Tensor,
     neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
     curvature: Tensor,
     f: Tensor,
     z: Tensor,
     ridge: Tensor | None = None,
 ) -> Tensor:
     """Equation (6) without the residual terms."""
-    n, m = _owner(rowptr), neighbor.long()
+    n, m = _pairs(rowptr, neighbor, first_row)
     delta = (z[n] * f[m]).sum(1) + (f[n] * z[m]).sum(1)
-    return _plus_ridge(_sum_rows(rowptr, (curvature * delta)[:, None] * f[m]), ridge, z)
+    c = (curvature * delta)[:, None]
+    return _plus_ridge(_sum_both(f.shape[0], n, m, c * f[m], c * f[n]), ridge, z)
 
 
 def restricted_hvp(

@@ -6,6 +6,7 @@ retraining would change is then exactly what the forgotten rows contributed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.adjacency import Adjacency
-from ifru_ext.errors import InputError
+from ifru_ext.errors import InputError, as_integer, as_seed
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
-from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel
+from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel, check_dtype
 from ifru_ext.newton import NewtonResult, NewtonStep, trust_region_newton
 from ifru_ext.objective import Linearization, Loss, Objective
 from ifru_ext.operators import HessianOperator
@@ -102,19 +103,19 @@ def train(
         The model and its history; the same seed gives the same bits on one machine.
 
     Raises:
-        ValueError: An option is out of range, or the labels do not fit the loss.
+        ValueError: An option is out of range, the labels do not fit the loss, a polish is asked
+            for without a regulariser, or Adam diverges.
     """
-    for name, value, least in (
-        ("dim", dim, 1),
-        ("n_layers", n_layers, 0),
-        ("epochs", epochs, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
+    dim = as_integer("dim", dim, 1)
+    n_layers = as_integer("n_layers", n_layers, 0)
+    epochs = as_integer("epochs", epochs, 0)
+    batch_size = as_integer("batch_size", batch_size, 1)
+    seed = as_seed(seed)
     for name, number in (("learning_rate", learning_rate), ("init_scale", init_scale)):
-        if not 0 < number < float("inf"):
-            raise InputError(f"{name}: expected a positive number, got {number}")
+        _check_positive(name, number)
+    check_dtype(dtype)
+    if polish_rtol is not None:  # now, not after minutes of Adam
+        _check_polish(objective, "polish_rtol", polish_rtol, "polish_steps", polish_steps)
     if kind not in ("lightgcn", "mf"):
         raise InputError(f"kind: expected 'lightgcn' or 'mf', got {kind!r}")
 
@@ -130,8 +131,10 @@ def train(
         model = LightGCN(user, item, n_layers, graph=graph)
     objective.check(model, data)
 
-    losses = _adam(model, data, objective, epochs, batch_size, learning_rate, generator, callback)
-    model = model.with_embedding(model.embedding)  # drops the features of the last step
+    embedding, losses = _adam(
+        model, data, objective, epochs, batch_size, learning_rate, generator, callback
+    )
+    model = model.with_embedding(embedding)
     if polish_rtol is None:
         return TrainResult(model, losses, None)
     model, newton = polish(
@@ -149,9 +152,9 @@ def _adam(
     learning_rate: float,
     generator: torch.Generator,
     callback: Callable[[TrainProgress], None] | None,
-) -> tuple[float, ...]:
-    """Updates the model's embeddings in place; returns the mean loss of every epoch."""
-    embedding = model.embedding
+) -> tuple[Tensor, tuple[float, ...]]:
+    """From the model's embeddings to better ones, and the mean loss of every epoch."""
+    embedding = model.embedding.clone()
     optimizer = torch.optim.Adam([embedding], lr=learning_rate, fused=True)
     n = len(data)
     steps = max(1, epochs * -(-n // batch_size))
@@ -175,19 +178,40 @@ def _adam(
                 None if weight is None else weight[rows],
                 loss_id,
             )
-            batch = Adjacency.from_pairs(user, item, data.n_users, data.n_items)
+            batch = Adjacency.from_pairs(user, item, data.n_users, data.n_items).stream(1)
             inner = ops.pointwise_gradient(
-                batch.rowptr, batch.neighbor, batch.by_entry(residual / len(rows)), features
+                *batch.indices, batch.order(residual / len(rows)), features
             )
             embedding.grad = model.propagate(inner, ridge, embedding)
             optimizer.step()
             schedule.step()
             total += float(loss.sum(dtype=torch.float64))
+        if not (math.isfinite(total) and bool(torch.isfinite(embedding).all())):
+            raise InputError(
+                f"training diverged in epoch {epoch}: lower learning_rate, now {learning_rate:g}"
+            )
         losses.append(total / n)
         if callback is not None:
             callback(TrainProgress("adam", epoch, epochs, losses[-1]))
-    embedding.grad = None
-    return tuple(losses)
+    return embedding.detach(), tuple(losses)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise InputError(f"{name}: expected a positive number, got {value}")
+
+
+def _check_polish(
+    objective: Objective, rtol_name: str, rtol: float, steps_name: str, max_steps: int
+) -> None:
+    """Checks the options of `polish`, under the names that they have where they were given."""
+    _check_positive(rtol_name, rtol)
+    as_integer(steps_name, max_steps, 0)
+    if objective.l2 == 0 and objective.l2_per_sample == 0:
+        raise InputError(
+            "polish: expected an objective with l2 or l2_per_sample > 0, got none; without a "
+            "regulariser there is no stationary model"
+        )
 
 
 class _ObjectivePoint:
@@ -233,13 +257,9 @@ def polish(
         The model and the iteration's history.
 
     Raises:
-        ValueError: The objective has no regulariser.
+        ValueError: The objective has no regulariser, or an option is out of range.
     """
-    if objective.l2 == 0 and objective.l2_per_sample == 0:
-        raise InputError(
-            "polish: expected an objective with l2 or l2_per_sample > 0, got none; without a "
-            "regulariser there is no stationary model"
-        )
+    _check_polish(objective, "rtol", rtol, "max_steps", max_steps)
     objective = objective.summed()
     scale = torch.linalg.vector_norm(objective.ridge(data)[:, None] * model.embedding.double())
 

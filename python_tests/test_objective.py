@@ -217,7 +217,7 @@ def test_models_refuse_what_they_cannot_use():
     model = MatrixFactorization(torch.zeros(3, 4), item)
     with pytest.raises(ValueError, match=r"embedding: expected shape \[5, 4\], got \[1, 4\]"):
         model.with_embedding(torch.zeros(1, 4))
-    with pytest.raises(ValueError, match=r"item: expected ids in \[0, 2\), got 0 to 2"):
+    with pytest.raises(ValueError, match=r"item: expected ids in \[0, 2\), got 2 at position 1"):
         model.scores(torch.tensor([0, 0]), torch.tensor([0, 2]))
 
 

@@ -24,7 +24,7 @@ DIMS = (1, 7, 16, 32, 48, 64, 96, 100, 128, 130)
 RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
-def op_arguments(name, adjacency, dim, dtype, seed=0):
+def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
     """The arguments of one op on a graph."""
     g = torch.Generator().manual_seed(seed)
 
@@ -32,7 +32,7 @@ def op_arguments(name, adjacency, dim, dtype, seed=0):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
     a, n = adjacency, adjacency.n_nodes
-    entries, edges = a.neighbor.shape[0], a.n_interactions
+    edges = a.n_interactions
     f, z, ridge = normal(n, dim), normal(n, dim), normal(n)
     if name == "propagate":
         degree = a.degrees().double()
@@ -53,12 +53,13 @@ def op_arguments(name, adjacency, dim, dtype, seed=0):
         residual, curvature = (normal(entries),), (normal(entries),)
         values = curvature if name.endswith("ggn") else residual + curvature
         return (*indices, *values, f, z[rows].contiguous(), ridge[rows].contiguous())
-    residual, curvature = normal(entries), normal(entries)
+    indices = a.stream(n_blocks).indices
+    residual, curvature = normal(edges), normal(edges)
     if name == "pointwise_gradient":
-        return a.rowptr, a.neighbor, residual, f, ridge
+        return *indices, residual, f, ridge
     if name == "pointwise_hvp":
-        return a.rowptr, a.neighbor, residual, curvature, f, z, ridge
-    return a.rowptr, a.neighbor, curvature, f, z, ridge
+        return *indices, residual, curvature, f, z, ridge
+    return *indices, curvature, f, z, ridge
 
 
 IN_PLACE = ("cg_update", "cg_direction")
@@ -112,17 +113,29 @@ def test_opcheck(name, n_optional):
     torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, args)
 
 
+STREAMED = ("pointwise_gradient", "pointwise_hvp", "pointwise_ggn")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [16, 64, 100])
 @pytest.mark.parametrize("graph", ["hub", "power_law"])
 @pytest.mark.parametrize("name", OPS)
-def test_threads_give_the_same_bits(name, graph, dim, dtype):
-    args = op_arguments(name, make_adjacency(graph), dim, dtype)
-    before = torch.get_num_threads()
-    results = []
+def test_threads_and_blocks_give_the_same_bits(name, graph, dim, dtype):
+    adjacency = make_adjacency(graph)
+    streamed = name in STREAMED
+    if streamed:  # the same values for every interaction, whatever the order
+        g = torch.Generator().manual_seed(0)
+        edges = adjacency.n_interactions
+        values = [torch.randn(edges, generator=g, dtype=torch.float64).to(dtype) for _ in range(2)]
+        values = values[: 2 if name == "pointwise_hvp" else 1]
+    before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3, 2):
+        for threads, n_blocks in ((1, 1), (2, 2), (3, 8), (2, 64), (1, 4)):
             torch.set_num_threads(threads)
+            args = list(op_arguments(name, adjacency, dim, dtype, n_blocks=n_blocks))
+            if streamed:
+                stream = adjacency.stream(n_blocks)
+                args[4 : 4 + len(values)] = map(stream.order, values)
             results.append(as_tuple(getattr(ops, name)(*args)))
     finally:
         torch.set_num_threads(before)
@@ -135,17 +148,11 @@ def test_threads_give_the_same_bits(name, graph, dim, dtype):
 def test_products_are_symmetric(name, graph):
     adjacency = make_adjacency(graph)
     args = list(op_arguments(name, adjacency, 7, torch.float64))
-    # An operator of the graph: both entries of an interaction carry the same values.
     g = torch.Generator().manual_seed(1)
-    n, edges = adjacency.n_nodes, adjacency.n_interactions
+    n = adjacency.n_nodes
+    place = {"propagate": 3, "pointwise_hvp": 7, "pointwise_ggn": 6}[name]
     if name == "propagate":
-        place, args[6] = 3, None
-        args[5] = None
-    else:
-        place = 5 if name == "pointwise_hvp" else 4
-        for k in range(2, place - 1):
-            values = torch.randn(edges, generator=g, dtype=torch.float64)
-            args[k] = adjacency.by_entry(values)
+        args[5] = args[6] = None
 
     def apply(x):
         args[place] = x
@@ -158,12 +165,12 @@ def test_products_are_symmetric(name, graph):
 def test_gauss_newton_is_positive_semidefinite():
     adjacency = make_adjacency("power_law")
     args = list(op_arguments("pointwise_ggn", adjacency, 8, torch.float64))
-    args[2] = adjacency.by_entry(torch.rand(adjacency.n_interactions, dtype=torch.float64))
-    args[5] = None
+    args[4] = args[4].abs()
+    args[7] = None
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
-        args[4] = torch.randn(args[3].shape, generator=g, dtype=torch.float64)
-        assert float((args[4] * ops.pointwise_ggn(*args)).sum()) >= 0
+        args[6] = torch.randn(args[5].shape, generator=g, dtype=torch.float64)
+        assert float((args[6] * ops.pointwise_ggn(*args)).sum()) >= 0
 
 
 @pytest.mark.parametrize("score", [0.0, 1e-8, 3.0, -3.0, 30.0, -30.0, 80.0, -80.0])
@@ -240,12 +247,20 @@ def broken(name, position, value):
         ("propagate", 5, lambda x: None, "ridge and v: expected both or neither"),
         ("propagate", 3, lambda x: x.half(), "expected the dtype of x (Half)"),
         ("pointwise_gradient", 0, lambda x: x.int(), "rowptr: expected int64, got Int"),
-        ("pointwise_gradient", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing"),
-        ("pointwise_gradient", 2, lambda x: x[1:], "residual: expected shape [120], got [119]"),
-        ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected node ids in [0, 27)"),
-        ("pointwise_hvp", 1, lambda x: x - 100, "neighbor: expected node ids in [0, 27)"),
-        ("pointwise_hvp", 5, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
-        ("pointwise_ggn", 5, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+        ("pointwise_gradient", 0, lambda x: x.flip(1), "rowptr: expected a non-decreasing"),
+        ("pointwise_gradient", 0, lambda x: x[0], "rowptr: expected shape [any, any], got [16]"),
+        ("pointwise_gradient", 1, lambda x: x.short(), "neighbor: expected int32 or int64"),
+        ("pointwise_gradient", 2, lambda x: x.flip(0), "cuts: expected a multiple of 1 ascending"),
+        ("pointwise_gradient", 2, lambda x: x + 1, "ascending intervals from node 15 to 27"),
+        ("pointwise_gradient", 2, lambda x: x[:1], "cuts: expected at least two nodes, got 1"),
+        ("pointwise_gradient", 3, lambda x: 5, "first_row: expected 0 or 12, got 5"),
+        ("pointwise_gradient", 4, lambda x: x[1:], "residual: expected shape [60], got [59]"),
+        ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected ascending columns within"),
+        ("pointwise_hvp", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
+        ("pointwise_hvp", 1, lambda x: x.long() * 2**58, "neighbor: expected ascending columns"),
+        ("pointwise_hvp", 7, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
+        ("pointwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+        ("pointwise_ggn", 5, lambda x: x[:5], "rowptr: expected shape [blocks, rows + 1] with at"),
         ("restricted_hvp", 1, lambda x: x + 100, "rows, neighbor and local: expected node ids in"),
         ("restricted_hvp", 2, lambda x: x - 100, "rows, neighbor and local: expected node ids in"),
         ("restricted_ggn", 3, lambda x: x + 100, "and positions below 9, found others"),
@@ -270,7 +285,7 @@ def test_bad_arguments_give_one_sentence(name, position, value, text):
 def test_non_contiguous_arguments_are_accepted():
     args = list(op_arguments("pointwise_hvp", make_adjacency("isolated"), 6, torch.float64))
     expected = ops.pointwise_hvp(*args)
-    args[4] = args[4].T.contiguous().T
+    args[6] = args[6].T.contiguous().T
     assert torch.equal(ops.pointwise_hvp(*args), expected)
 
 
@@ -299,8 +314,9 @@ def test_restricted_products_are_blocks_of_the_full_one(name, graph, share):
         f,
         z,
     )
+    stream = adjacency.stream(1)
     whole = (ops.pointwise_hvp if exact else ops.pointwise_ggn)(
-        adjacency.rowptr, adjacency.neighbor, *map(adjacency.by_entry, values), f, full
+        *stream.indices, *map(stream.order, values), f, full
     )
     torch.testing.assert_close(got, whole[rows], rtol=1e-12, atol=1e-12)
 
@@ -487,6 +503,33 @@ def test_slices_and_hops_refuse_bad_rows():
             a.expand_hop(rows, torch.ones(len(rows)))
     with pytest.raises(ValueError, match="score: expected 2 values as in rows, got 1"):
         a.expand_hop(torch.tensor([1, 2]), torch.ones(1))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("n_blocks", [1, 2, 16, 64])
+def test_streams_list_every_interaction_once(graph, n_blocks):
+    user, item, n_users, n_items = make_pairs(graph)
+    stream = make_adjacency(graph).stream(n_blocks)
+    assert torch.equal(torch.sort(stream.edge).values, torch.arange(len(user)).int())
+    n_rows = max(n_users, n_items)
+    assert stream.rowptr.shape == (n_blocks, n_rows + 1)
+    row, column = reference._pairs(stream.rowptr, stream.neighbor, stream.first_row)
+    pairs = torch.stack([user, item + n_users])[:, stream.edge.long()]
+    expected = torch.stack([row, column] if stream.first_row == 0 else [column, row])
+    assert torch.equal(pairs, expected)
+    per_block = 64 // n_blocks
+    for block in range(n_blocks):
+        part = stream.neighbor[stream.rowptr[block, 0] : stream.rowptr[block, -1]]
+        low, high = stream.cuts[[block * per_block, (block + 1) * per_block]]
+        assert bool(((part >= low) & (part < high)).all())
+
+
+def test_the_larger_side_streams_and_blocks_are_powers_of_two():
+    user, item, _, _ = make_pairs("power_law")
+    assert Adjacency.from_pairs(user, item, 200, 150).stream().first_row == 0
+    assert Adjacency.from_pairs(item, user, 150, 200).stream().first_row == 150
+    with pytest.raises(ValueError, match=r"n_blocks: expected one of .*, got 3"):
+        make_adjacency("hub").stream(3)
 
 
 def test_adjacency_names_the_row_of_a_bad_id():

@@ -9,6 +9,7 @@ import torch
 from problems import make_learnable, make_problem
 
 from ifru_ext import Objective, polish, train
+from ifru_ext.errors import InputError
 from ifru_ext.verify import auc, distance, mean_loss
 
 
@@ -86,12 +87,33 @@ def test_polish_is_monotone_and_ends_at_zero_gradient():
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number, got 0"),
         ({"init_scale": float("nan")}, "init_scale: expected a positive number, got nan"),
         ({"kind": "svd"}, "kind: expected 'lightgcn' or 'mf', got 'svd'"),
+        ({"dim": 4.5}, "dim: expected an integer >= 1, got 4.5"),
+        ({"epochs": 1.5}, "epochs: expected an integer >= 0, got 1.5"),
+        ({"n_layers": None}, "n_layers: expected an integer >= 0, got None"),
+        ({"seed": 1.5}, "seed: expected an integer >= 0, got 1.5"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": 2**63}, "seed: expected an integer below"),
+        (
+            {"dtype": torch.int64},
+            r"dtype: expected torch\.float32 or torch\.float64, got torch\.int64",
+        ),
         ({"polish_rtol": 1e-3}, "polish: expected an objective with l2 or l2_per_sample > 0"),
+        ({"polish_rtol": -1.0}, "polish_rtol: expected a positive number, got -1"),
     ],
 )
-def test_bad_options_give_one_sentence(data, changes, text):
-    with pytest.raises(ValueError, match=text):
-        train(data, Objective(), **{"dim": 4, "epochs": 1, **changes})
+def test_bad_options_give_one_sentence_before_training(data, changes, text):
+    seen = []
+    with pytest.raises(InputError, match=text):
+        train(data, Objective(), **{"dim": 4, "epochs": 1, "callback": seen.append, **changes})
+    assert seen == []
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_divergence_is_one_sentence(data, kind):
+    with pytest.raises(
+        InputError, match=r"training diverged in epoch \d: lower learning_rate, now"
+    ):
+        train(data, Objective(loss="mse"), kind=kind, dim=4, epochs=3, learning_rate=1e20)
 
 
 def test_ratings_need_a_threshold(data):

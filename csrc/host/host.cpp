@@ -13,6 +13,7 @@
 #include "adjacency.h"
 #include "build_info.h"
 #include "neighborhood.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
@@ -106,6 +107,32 @@ py::tuple slice_rows(const Exact<int64_t>& rowptr, const Exact<I>& neighbor, con
                         to_numpy(slice.edge));
 }
 
+template <class I>
+py::tuple stream_order(const Exact<int64_t>& rowptr, const Exact<I>& neighbor, const Exact<I>& edge,
+                       int64_t first_row, int64_t n_rows, int64_t n_cuts, int64_t n_blocks) {
+  const int64_t n_nodes = check_csr(rowptr, neighbor);
+  const bool rows_first = first_row == 0;
+  if (edge.shape(0) != neighbor.shape(0) || n_rows < 0 || n_rows > n_nodes ||
+      (!rows_first && first_row != n_nodes - n_rows)) {
+    throw py::value_error("stream_order: expected the rows of one side of an adjacency");
+  }
+  if (n_blocks < 1 || n_cuts < n_blocks || n_cuts % n_blocks != 0) {
+    throw py::value_error("stream_order: expected n_cuts a multiple of n_blocks >= 1, got " +
+                          std::to_string(n_cuts) + " and " + std::to_string(n_blocks));
+  }
+  ifru::host::StreamOrder<I> order;
+  std::vector<int64_t> cuts;
+  {
+    py::gil_scoped_release release;
+    cuts = ifru::host::balanced_cuts(rowptr.data(), rows_first ? n_rows : 0,
+                                     rows_first ? n_nodes : first_row, n_cuts);
+    order = ifru::host::order_by_blocks<I>(rowptr.data(), neighbor.data(), edge.data(), first_row,
+                                           n_rows, cuts, n_blocks);
+  }
+  return py::make_tuple(to_numpy(order.rowptr), to_numpy(order.neighbor), to_numpy(order.edge),
+                        to_numpy(cuts));
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = IFRU_VERSION;
@@ -129,6 +156,11 @@ void define_neighborhood(py::module_& m) {
         py::arg("neighbor").noconvert(), py::arg("edge").noconvert(), py::arg("rows"),
         "(rowptr, neighbor, local, edge): the entries of ascending `rows`; local is the "
         "neighbour's position among them, or -1.");
+  m.def("stream_order", &stream_order<I>, py::arg("rowptr").noconvert(),
+        py::arg("neighbor").noconvert(), py::arg("edge").noconvert(), py::arg("first_row"),
+        py::arg("n_rows"), py::arg("n_cuts"), py::arg("n_blocks"),
+        "(rowptr [n_blocks * (n_rows + 1)], neighbor [E], edge [E], cuts [n_cuts + 1]): one side's "
+        "rows, block by block of columns with about equal numbers of interactions.");
 }
 
 }  // namespace

@@ -48,6 +48,12 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, int64
   if (!t.is_contiguous()) fail(op, name, ": expected a contiguous tensor");
 }
 
+inline void check_device(const char* op, const Tensor& t, const Tensor& other) {
+  if (t.is_cuda() != other.is_cuda() || t.get_device_index() != other.get_device_index()) {
+    fail(op, "indices: expected the device of the features");
+  }
+}
+
 inline void check_same(const char* op, const char* name, const Tensor& t, const char* other_name,
                        const Tensor& other) {
   if (t.scalar_type() != other.scalar_type()) {
@@ -81,11 +87,7 @@ inline void check_adjacency(const char* op, const Tensor& rowptr, const Tensor& 
   if (rowptr.scalar_type() != ScalarType::Long) {
     fail(op, "rowptr: expected int64, got ", torch::headeronly::toString(rowptr.scalar_type()));
   }
-  for (const Tensor* t : {&rowptr, &neighbor}) {
-    if (t->is_cuda() != f.is_cuda() || t->get_device_index() != f.get_device_index()) {
-      fail(op, "rowptr and neighbor: expected the device of the features");
-    }
-  }
+  for (const Tensor* t : {&rowptr, &neighbor}) check_device(op, *t, f);
 }
 
 // rowptr on the host: starts at 0, never decreases, ends at the number of entries.

@@ -5,10 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
+#include <vector>
 
 #include "../kernels/cpu/kernels.h"
 #include "dispatch.h"
 #include "parallel.h"
+#include "stream.h"
 
 namespace ifru::ops {
 namespace {
@@ -52,79 +54,61 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, con
   return {value, residual, curvature};
 }
 
-Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& residual,
-                          const Tensor& f, const std::optional<Tensor>& ridge) {
-  constexpr const char* kOp = "pointwise_gradient";
-  check_shape(kOp, "f", f, 2, -1);
-  check_adjacency(kOp, rowptr, neighbor, f);
-  check_value(kOp, "residual", residual, "f", f, 1, neighbor.numel());
-  check_value(kOp, "ridge", ridge, "f", f, 1, f.size(0));
-  const int64_t n = f.size(0);
-  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
-  check_rowptr(kOp, rowptr_data, n, neighbor.numel());
-
-  Tensor out = torch::stable::empty_like(f);
-  dispatch(kOp, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
-    using T = decltype(value_tag);
-    using I = decltype(index_tag);
-    const cpu::GradientArgs<T, I> args{{rowptr_data, neighbor.const_data_ptr<I>(), n},
-                                       residual.const_data_ptr<T>(),
-                                       f.const_data_ptr<T>(),
-                                       data_or_null<T>(ridge),
-                                       out.mutable_data_ptr<T>(),
-                                       f.size(1)};
-    const bool ok = parallel_rows(rowptr_data, n, [&](int64_t begin, int64_t end) {
-      return cpu::kernels<T, I>().gradient(args, begin, end);
-    });
-    if (!ok) fail_node_id(kOp, "neighbor", n);
-  });
-  return out;
-}
-
-// The exact product with residuals, the Gauss-Newton product without.
-Tensor curvature_product(const char* op, const Tensor& rowptr, const Tensor& neighbor,
-                         const std::optional<Tensor>& residual, const Tensor& curvature,
-                         const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
+// Gradient, exact product and Gauss-Newton product: what is absent is not read by the kernel.
+Tensor stream_product(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                      const Tensor& cuts, int64_t first_row, const std::optional<Tensor>& residual,
+                      const std::optional<Tensor>& curvature, const Tensor& f,
+                      const std::optional<Tensor>& z, const std::optional<Tensor>& ridge) {
   check_shape(op, "f", f, 2, -1);
-  check_adjacency(op, rowptr, neighbor, f);
+  check_stream_shapes(op, rowptr, neighbor, cuts, f);
   check_value(op, "residual", residual, "f", f, 1, neighbor.numel());
   check_value(op, "curvature", curvature, "f", f, 1, neighbor.numel());
   check_value(op, "z", z, "f", f, 2, f.size(0), f.size(1));
   check_value(op, "ridge", ridge, "f", f, 1, f.size(0));
-  const int64_t n = f.size(0);
-  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
-  check_rowptr(op, rowptr_data, n, neighbor.numel());
+  const int64_t d = f.size(1);
 
   Tensor out = torch::stable::empty_like(f);
   dispatch(op, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
     using T = decltype(value_tag);
     using I = decltype(index_tag);
-    const cpu::CurvatureArgs<T, I> args{{rowptr_data, neighbor.const_data_ptr<I>(), n},
-                                        data_or_null<T>(residual),
-                                        curvature.const_data_ptr<T>(),
-                                        f.const_data_ptr<T>(),
-                                        z.const_data_ptr<T>(),
-                                        data_or_null<T>(ridge),
-                                        out.mutable_data_ptr<T>(),
-                                        f.size(1)};
+    const auto stream = check_stream<I>(op, rowptr, neighbor, cuts, first_row, f.size(0));
+    std::vector<T> scratch(stream.n_blocks * d);
+    const T* f_data = f.const_data_ptr<T>();
+    const T* start = z.has_value() ? z->const_data_ptr<T>() : f_data;  // what the ridge multiplies
+    const cpu::StreamArgs<T, I> args{
+        stream, data_or_null<T>(residual), data_or_null<T>(curvature), f_data,
+        start,  data_or_null<T>(ridge),    out.mutable_data_ptr<T>(),  scratch.data(),
+        d};
     const auto& kernels = cpu::kernels<T, I>();
-    const auto product = residual.has_value() ? kernels.hvp : kernels.gauss_newton;
-    const bool ok = parallel_rows(
-        rowptr_data, n, [&](int64_t begin, int64_t end) { return product(args, begin, end); });
-    if (!ok) fail_node_id(op, "neighbor", n);
+    const auto kernel = !curvature.has_value() ? kernels.gradient
+                        : residual.has_value() ? kernels.hvp
+                                               : kernels.gauss_newton;
+    if (!run_stream(args, start, kernel)) {
+      fail(op, "neighbor: expected ascending columns within the cuts of each block, found others");
+    }
   });
   return out;
 }
 
-Tensor pointwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& residual,
-                     const Tensor& curvature, const Tensor& f, const Tensor& z,
-                     const std::optional<Tensor>& ridge) {
-  return curvature_product("pointwise_hvp", rowptr, neighbor, residual, curvature, f, z, ridge);
+Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                          int64_t first_row, const Tensor& residual, const Tensor& f,
+                          const std::optional<Tensor>& ridge) {
+  return stream_product("pointwise_gradient", rowptr, neighbor, cuts, first_row, residual,
+                        std::nullopt, f, std::nullopt, ridge);
 }
 
-Tensor pointwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& curvature,
+Tensor pointwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                     int64_t first_row, const Tensor& residual, const Tensor& curvature,
                      const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
-  return curvature_product("pointwise_ggn", rowptr, neighbor, std::nullopt, curvature, f, z, ridge);
+  return stream_product("pointwise_hvp", rowptr, neighbor, cuts, first_row, residual, curvature, f,
+                        z, ridge);
+}
+
+Tensor pointwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                     int64_t first_row, const Tensor& curvature, const Tensor& f, const Tensor& z,
+                     const std::optional<Tensor>& ridge) {
+  return stream_product("pointwise_ggn", rowptr, neighbor, cuts, first_row, std::nullopt, curvature,
+                        f, z, ridge);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "../host/adjacency.h"
 #include "../host/neighborhood.h"
+#include "../host/stream.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/kernels.h"
 #include "check.h"
@@ -14,33 +15,75 @@
 namespace ifru::test {
 namespace {
 
+constexpr int64_t kUsers = 9;
+constexpr int64_t kItems = 6;
+
 template <class I>
 struct Graph {
-  int64_t n_nodes = 0;
+  int64_t n_nodes = kUsers + kItems;
   std::vector<int64_t> rowptr;
   std::vector<I> neighbor;
+  std::vector<I> edge;
 
   cpu::Adjacency<I> view() const { return {rowptr.data(), neighbor.data(), n_nodes}; }
 };
 
-// Nine users of which two are isolated, six items, one hub, duplicate interactions.
+// Users of whom two are isolated, items, one hub whose row is long, duplicate interactions.
 template <class I>
 Graph<I> make_graph() {
   std::mt19937 random(1);
   std::vector<int64_t> user;
   std::vector<int64_t> item;
-  for (int k = 0; k < 60; ++k) {
-    user.push_back(random() % 3 ? random() % 7 : 4);
-    item.push_back(random() % 6);
+  for (int k = 0; k < 900; ++k) {
+    user.push_back(random() % 4 ? 4 : random() % 7);
+    item.push_back(random() % kItems);
   }
   Graph<I> graph;
-  graph.n_nodes = 9 + 6;
   graph.rowptr.resize(graph.n_nodes + 1);
   graph.neighbor.resize(2 * user.size());
-  std::vector<I> edge(2 * user.size());
-  host::build_adjacency<I>({user.data(), item.data(), static_cast<int64_t>(user.size()), 9, 6},
-                           graph.rowptr.data(), graph.neighbor.data(), edge.data());
+  graph.edge.resize(2 * user.size());
+  host::build_adjacency<I>(
+      {user.data(), item.data(), static_cast<int64_t>(user.size()), kUsers, kItems},
+      graph.rowptr.data(), graph.neighbor.data(), graph.edge.data());
   return graph;
+}
+
+// The users' rows in blocks of items.
+template <class I>
+struct Streamed {
+  std::vector<int64_t> cuts;
+  host::StreamOrder<I> order;
+
+  Streamed(const Graph<I>& graph, int64_t n_cuts, int64_t n_blocks)
+      : cuts(host::balanced_cuts(graph.rowptr.data(), kUsers, graph.n_nodes, n_cuts)),
+        order(host::order_by_blocks<I>(graph.rowptr.data(), graph.neighbor.data(),
+                                       graph.edge.data(), 0, kUsers, cuts, n_blocks)),
+        n_blocks_(n_blocks) {}
+  cpu::Stream<I> view() const {
+    return {order.rowptr.data(),
+            order.neighbor.data(),
+            cuts.data(),
+            n_blocks_,
+            static_cast<int64_t>(cuts.size()) - 1,
+            kUsers,
+            0};
+  }
+
+ private:
+  int64_t n_blocks_;
+};
+
+// Runs a stream kernel block by block on an output that starts as the ridge says.
+template <class T, class I>
+bool run_blocks(const cpu::StreamArgs<T, I>& a, cpu::StreamFn<T, I>* kernel, const T* start) {
+  for (int64_t k = kUsers * a.d; k < (kUsers + kItems) * a.d; ++k) {
+    a.out[k] = a.ridge == nullptr ? T(0) : a.ridge[k / a.d] * start[k];
+  }
+  bool ok = true;
+  for (int64_t block = 0; block < a.stream.n_blocks; ++block) {
+    ok = kernel(a, block, 0, 4) && kernel(a, block, 4, kUsers) && ok;
+  }
+  return ok;
 }
 
 template <class T>
@@ -63,124 +106,167 @@ void check_close(const std::vector<T>& got, const std::vector<double>& expected,
 }
 
 template <class T, class I>
-void check_rows(const cpu::Kernels<T, I>& kernels, int64_t d) {
+void check_propagate(const cpu::Kernels<T, I>& kernels, int64_t d) {
   const Graph<I> graph = make_graph<I>();
   const int64_t n = graph.n_nodes;
-  const int64_t entries = static_cast<int64_t>(graph.neighbor.size());
   const auto f = random_values<T>(n * d, 2);
   const auto z = random_values<T>(n * d, 3);
   const auto s = random_values<T>(n, 4);
   const auto ridge = random_values<T>(n, 5);
-  const auto residual = random_values<T>(entries, 6);
-  const auto curvature = random_values<T>(entries, 7);
   std::vector<T> out(n * d);
-
-  std::vector<double> propagated(n * d), gradient(n * d), hvp(n * d), gauss_newton(n * d);
+  std::vector<double> expected(n * d);
   for (int64_t v = 0; v < n; ++v) {
-    std::vector<double> sum(d, 0.0);
+    for (int64_t k = 0; k < d; ++k) {
+      double sum = 0;
+      for (int64_t j = graph.rowptr[v]; j < graph.rowptr[v + 1]; ++j) {
+        sum += z[graph.neighbor[j] * d + k];
+      }
+      const double own = f[v * d + k];
+      expected[v * d + k] = s[v] * (0.25 * own + s[v] * sum) + double(ridge[v]) * own;
+    }
+  }
+  cpu::PropagateArgs<T, I> args{graph.view(), s.data(),   f.data(), z.data(), ridge.data(),
+                                f.data(),     out.data(), T(0.25),  true,     d};
+  CHECK(kernels.propagate(args, 0, n));
+  check_close(out, expected, sizeof(T) == 4 ? 1e-3 : 1e-11);
+  Graph<I> broken = graph;
+  for (const I id : {static_cast<I>(n), static_cast<I>(-1), std::numeric_limits<I>::max()}) {
+    broken.neighbor[graph.neighbor.size() / 2] = id;
+    args.adjacency = broken.view();
+    CHECK(!kernels.propagate(args, 0, n));
+  }
+}
+
+template <class T, class I>
+void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
+  const Graph<I> graph = make_graph<I>();
+  const int64_t n = graph.n_nodes;
+  const int64_t edges = static_cast<int64_t>(graph.neighbor.size()) / 2;
+  const auto f = random_values<T>(n * d, 2);
+  const auto z = random_values<T>(n * d, 3);
+  const auto ridge = random_values<T>(n, 5);
+  const auto residual = random_values<T>(edges, 6);  // in interaction order
+  const auto curvature = random_values<T>(edges, 7);
+  std::vector<double> gradient(n * d), hvp(n * d), gauss_newton(n * d);
+  for (int64_t v = 0; v < n; ++v) {
     for (int64_t j = graph.rowptr[v]; j < graph.rowptr[v + 1]; ++j) {
       const int64_t m = graph.neighbor[j];
+      const double r = residual[graph.edge[j]];
+      const double w = curvature[graph.edge[j]];
       double delta = 0;
       for (int64_t k = 0; k < d; ++k) {
         delta += double(z[v * d + k]) * f[m * d + k] + double(f[v * d + k]) * z[m * d + k];
       }
       for (int64_t k = 0; k < d; ++k) {
-        sum[k] += z[m * d + k];
-        gradient[v * d + k] += double(residual[j]) * f[m * d + k];
-        gauss_newton[v * d + k] += double(curvature[j]) * delta * f[m * d + k];
-        hvp[v * d + k] +=
-            double(curvature[j]) * delta * f[m * d + k] + double(residual[j]) * z[m * d + k];
+        gradient[v * d + k] += r * f[m * d + k];
+        gauss_newton[v * d + k] += w * delta * f[m * d + k];
+        hvp[v * d + k] += w * delta * f[m * d + k] + r * z[m * d + k];
       }
     }
     for (int64_t k = v * d; k < (v + 1) * d; ++k) {
-      propagated[k] = s[v] * (0.25 * f[k] + s[v] * sum[k - v * d]) + double(ridge[v]) * f[k];
       gradient[k] += double(ridge[v]) * f[k];
       hvp[k] += double(ridge[v]) * z[k];
       gauss_newton[k] += double(ridge[v]) * z[k];
     }
   }
 
-  const cpu::PropagateArgs<T, I> propagate{graph.view(), s.data(), f.data(),   z.data(),
-                                           ridge.data(), f.data(), out.data(), T(0.25),
-                                           true,         d};
-  CHECK(kernels.propagate(propagate, 0, n));
-  check_close(out, propagated);
-  const cpu::GradientArgs<T, I> gradient_args{graph.view(), residual.data(), f.data(),
-                                              ridge.data(), out.data(),      d};
-  CHECK(kernels.gradient(gradient_args, 0, n));
-  check_close(out, gradient);
-  cpu::CurvatureArgs<T, I> product{graph.view(), residual.data(), curvature.data(), f.data(),
-                                   z.data(),     ridge.data(),    out.data(),       d};
-  CHECK(kernels.hvp(product, 0, n));
-  check_close(out, hvp);
-  product.residual = nullptr;
-  CHECK(kernels.gauss_newton(product, 0, n));
-  check_close(out, gauss_newton);
+  const double tolerance = sizeof(T) == 4 ? 1e-3 : 1e-11;
+  std::vector<std::vector<T>> first;
+  for (const int64_t n_blocks : {1, 2, 4}) {
+    const Streamed<I> streamed(graph, 4, n_blocks);
+    std::vector<T> r, w;
+    for (const I e : streamed.order.edge) {
+      r.push_back(residual[e]);
+      w.push_back(curvature[e]);
+    }
+    std::vector<T> scratch(n_blocks * d);
+    std::vector<std::vector<T>> out(3, std::vector<T>(n * d));
+    cpu::StreamArgs<T, I> args{streamed.view(), r.data(),      w.data(),       f.data(), z.data(),
+                               ridge.data(),    out[0].data(), scratch.data(), d};
+    CHECK(run_blocks(args, kernels.hvp, z.data()));
+    args.out = out[1].data();
+    args.residual = nullptr;
+    CHECK(run_blocks(args, kernels.gauss_newton, z.data()));
+    args = {streamed.view(), r.data(),      nullptr,        f.data(), f.data(),
+            ridge.data(),    out[2].data(), scratch.data(), d};
+    CHECK(run_blocks(args, kernels.gradient, f.data()));
+    check_close(out[0], hvp, tolerance);
+    check_close(out[1], gauss_newton, tolerance);
+    check_close(out[2], gradient, tolerance);
+    if (first.empty()) first = out;
+    CHECK(out == first);  // the same bits for any number of blocks
 
-  // An id outside the nodes is reported and not followed.
-  Graph<I> broken = graph;
-  for (const I id : {static_cast<I>(n), static_cast<I>(-1)}) {
-    broken.neighbor[entries / 2] = id;
-    product.adjacency = broken.view();
-    CHECK(!kernels.gauss_newton(product, 0, n));
+    // A column outside its block is reported and not followed.
+    Streamed<I> broken(graph, 4, n_blocks);
+    for (const I id : {static_cast<I>(n), static_cast<I>(0), static_cast<I>(-1),
+                       std::numeric_limits<I>::max()}) {
+      broken.order.neighbor[edges / 2] = id;
+      args.stream = broken.view();
+      CHECK(!run_blocks(args, kernels.gradient, f.data()));
+    }
   }
 }
 
-// The restricted products against the full ones, with a vector that is zero outside the rows.
+// The restricted products against loops over the slice's definition.
 template <class T, class I>
 void check_restricted(const cpu::Kernels<T, I>& kernels, int64_t d) {
   const Graph<I> graph = make_graph<I>();
   const int64_t n = graph.n_nodes;
-  const auto f = random_values<T>(n * d, 2);
-  const auto ridge = random_values<T>(n, 5);
   const std::vector<int64_t> rows = {0, 3, 4, 9, 12};
   const int64_t n_rows = static_cast<int64_t>(rows.size());
-  std::vector<I> edge(graph.neighbor.size());
-  for (size_t j = 0; j < edge.size(); ++j) edge[j] = static_cast<I>(j);  // marks the entry
-  const auto slice = host::slice_rows<I>(graph.rowptr.data(), graph.neighbor.data(), edge.data(), n,
-                                         rows.data(), n_rows);
-  const auto residual = random_values<T>(edge.size(), 6);
-  const auto curvature = random_values<T>(edge.size(), 7);
-  std::vector<T> local_residual, local_curvature, local_ridge;
-  for (const I j : slice.edge) {
-    local_residual.push_back(residual[j]);
-    local_curvature.push_back(curvature[j]);
-  }
+  const auto slice = host::slice_rows<I>(graph.rowptr.data(), graph.neighbor.data(),
+                                         graph.edge.data(), n, rows.data(), n_rows);
+  const int64_t entries = static_cast<int64_t>(slice.neighbor.size());
+  const auto f = random_values<T>(n * d, 2);
   const auto z = random_values<T>(n_rows * d, 3);
-  std::vector<T> whole_z(n * d), whole(n * d), out(n_rows * d);
+  const auto ridge = random_values<T>(n_rows, 5);
+  const auto residual = random_values<T>(entries, 6);
+  const auto curvature = random_values<T>(entries, 7);
+  std::vector<double> whole_z(n * d);
   for (int64_t s = 0; s < n_rows; ++s) {
-    local_ridge.push_back(ridge[rows[s]]);
     for (int64_t k = 0; k < d; ++k) whole_z[rows[s] * d + k] = z[s * d + k];
   }
+  std::vector<double> hvp(n_rows * d), gauss_newton(n_rows * d);
+  for (int64_t s = 0; s < n_rows; ++s) {
+    for (int64_t j = slice.rowptr[s]; j < slice.rowptr[s + 1]; ++j) {
+      const int64_t m = slice.neighbor[j];
+      double delta = 0;
+      for (int64_t k = 0; k < d; ++k) {
+        delta += double(z[s * d + k]) * f[m * d + k] + f[rows[s] * d + k] * whole_z[m * d + k];
+      }
+      for (int64_t k = 0; k < d; ++k) {
+        gauss_newton[s * d + k] += curvature[j] * delta * f[m * d + k];
+        hvp[s * d + k] += curvature[j] * delta * f[m * d + k] + residual[j] * whole_z[m * d + k];
+      }
+    }
+    for (int64_t k = s * d; k < (s + 1) * d; ++k) {
+      hvp[k] += double(ridge[s]) * z[k];
+      gauss_newton[k] += double(ridge[s]) * z[k];
+    }
+  }
   const std::vector<I> ids(rows.begin(), rows.end());
-  cpu::RestrictedArgs<T, I> part{slice.rowptr.data(),
+  std::vector<T> out(n_rows * d);
+  cpu::RestrictedArgs<T, I> args{slice.rowptr.data(),
                                  ids.data(),
                                  slice.neighbor.data(),
                                  slice.local.data(),
-                                 local_residual.data(),
-                                 local_curvature.data(),
+                                 residual.data(),
+                                 curvature.data(),
                                  f.data(),
                                  z.data(),
-                                 local_ridge.data(),
+                                 ridge.data(),
                                  out.data(),
                                  n_rows,
                                  n,
                                  d};
-  cpu::CurvatureArgs<T, I> full{graph.view(),   residual.data(), curvature.data(), f.data(),
-                                whole_z.data(), ridge.data(),    whole.data(),     d};
-  for (const bool exact : {true, false}) {
-    part.residual = exact ? local_residual.data() : nullptr;
-    full.residual = exact ? residual.data() : nullptr;
-    CHECK((exact ? kernels.restricted_hvp : kernels.restricted_gauss_newton)(part, 0, n_rows));
-    CHECK((exact ? kernels.hvp : kernels.gauss_newton)(full, 0, n));
-    std::vector<double> expected;
-    for (const int64_t row : rows) {
-      for (int64_t k = 0; k < d; ++k) expected.push_back(whole[row * d + k]);
-    }
-    check_close(out, expected);
-  }
-  part.n_nodes = 5;
-  CHECK(!kernels.restricted_gauss_newton(part, 0, n_rows));
+  const double tolerance = sizeof(T) == 4 ? 1e-3 : 1e-11;
+  CHECK(kernels.restricted_hvp(args, 0, n_rows));
+  check_close(out, hvp, tolerance);
+  args.residual = nullptr;
+  CHECK(kernels.restricted_gauss_newton(args, 0, n_rows));
+  check_close(out, gauss_newton, tolerance);
+  args.n_nodes = 5;
+  CHECK(!kernels.restricted_gauss_newton(args, 0, n_rows));
 }
 
 template <class T>
@@ -262,10 +348,14 @@ void check_derivatives(const cpu::Kernels<T, I>& kernels) {
 
 void check_table(const cpu::KernelTable& table) {
   for (const int64_t d : {1, 7, 16, 32, 33, 48, 64, 96, 100, 128, 1100}) {
-    check_rows(table.f32_i32, d);
-    check_rows(table.f32_i64, d);
-    check_rows(table.f64_i32, d);
-    check_rows(table.f64_i64, d);
+    check_propagate(table.f32_i32, d);
+    check_stream(table.f32_i32, d);
+    check_propagate(table.f32_i64, d);
+    check_stream(table.f32_i64, d);
+    check_propagate(table.f64_i32, d);
+    check_stream(table.f64_i32, d);
+    check_propagate(table.f64_i64, d);
+    check_stream(table.f64_i64, d);
     check_restricted(table.f32_i32, d);
     check_restricted(table.f32_i64, d);
     check_restricted(table.f64_i32, d);

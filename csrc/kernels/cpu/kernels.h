@@ -35,28 +35,35 @@ struct PropagateArgs {
   int64_t d;
 };
 
-// Equation (5): out_n = sum_j residual_j f_m + ridge_n f_n.
-template <class T, class I>
-struct GradientArgs {
-  Adjacency<I> adjacency;
-  const T* residual;  // [2E]
-  const T* f;         // [N, d]
-  const T* ridge;     // [N] or null
-  T* out;             // [N, d]
-  int64_t d;
+// Interactions in the order in which one side's rows stream by: block by block of columns, row by
+// row, columns ascending. R rows are the nodes first_row .. first_row + R - 1; columns are the
+// nodes of the other side.
+template <class I>
+struct Stream {
+  const int64_t* rowptr;  // [B, R + 1] positions, non-decreasing throughout, checked by the caller
+  const I* neighbor;      // [E] columns as node ids, checked by the kernels
+  const int64_t* cuts;    // [C + 1] ascending node ids, C a multiple of B; block b owns the columns
+                          // [cuts[b C / B], cuts[(b + 1) C / B])
+  int64_t n_blocks;
+  int64_t n_cuts;
+  int64_t n_rows;
+  int64_t first_row;
 };
 
+// Equation (5): out_n = sum_j residual_j f_m + ridge_n f_n.
 // Equation (6): delta_j = <z_n, f_m> + <f_n, z_m>;
 // out_n = sum_j (curvature_j delta_j f_m + residual_j z_m) + ridge_n z_n.
+// Each interaction contributes to its row and to its column.
 template <class T, class I>
-struct CurvatureArgs {
-  Adjacency<I> adjacency;
-  const T* residual;   // [2E], null for the Gauss-Newton product
-  const T* curvature;  // [2E]
+struct StreamArgs {
+  Stream<I> stream;
+  const T* residual;   // [E] in stream order; not read by the Gauss-Newton product
+  const T* curvature;  // [E] in stream order; not read by the gradient
   const T* f;          // [N, d]
-  const T* z;          // [N, d]
+  const T* z;          // [N, d]; not read by the gradient
   const T* ridge;      // [N] or null
-  T* out;              // [N, d]
+  T* out;              // [N, d]; the columns' rows hold their start
+  T* scratch;          // [B, d], used where d has no specialisation
   int64_t d;
 };
 
@@ -123,14 +130,18 @@ struct VectorKernels {
   void (*cg_direction)(const CgDirectionArgs<T>&, int64_t begin, int64_t end);
 };
 
+// Rows [begin, end) of one block; the blocks before it have passed these rows already.
+template <class T, class I>
+using StreamFn = bool(const StreamArgs<T, I>&, int64_t block, int64_t begin, int64_t end);
+
 // Each function works on rows (or interactions) [begin, end) and returns false when it met a node
 // id outside [0, N); what it wrote is then not to be used.
 template <class T, class I>
 struct Kernels {
   bool (*propagate)(const PropagateArgs<T, I>&, int64_t begin, int64_t end);
-  bool (*gradient)(const GradientArgs<T, I>&, int64_t begin, int64_t end);
-  bool (*hvp)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
-  bool (*gauss_newton)(const CurvatureArgs<T, I>&, int64_t begin, int64_t end);
+  StreamFn<T, I>* gradient;
+  StreamFn<T, I>* hvp;
+  StreamFn<T, I>* gauss_newton;
   bool (*restricted_hvp)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*restricted_gauss_newton)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*derivatives)(const DerivativeArgs<T, I>&, int64_t begin, int64_t end);

@@ -7,21 +7,27 @@ namespace ifru::cpu {
 
 // clang-format off: vec.inl comes first
 #include "vec.inl"
-#include "curvature.inl"
 #include "derivatives.inl"
 #include "gather.inl"
 #include "restricted.inl"
+#include "stream.inl"
 #include "vector.inl"
 // clang-format on
 
 namespace {
 
+template <class T, class I, Product kProduct>
+constexpr StreamFn<T, I>* make_stream() {
+  return for_width<StreamKernel<kProduct>::template Of, T, I, StreamArgs<T, I>, int64_t, int64_t,
+                   int64_t>;
+}
+
 template <class T, class I>
 constexpr Kernels<T, I> make_kernels() {
-  return {for_width<Propagate, T, I, PropagateArgs<T, I>>,
-          for_width<Gradient, T, I, GradientArgs<T, I>>,
-          for_width<Hvp, T, I, CurvatureArgs<T, I>>,
-          for_width<GaussNewton, T, I, CurvatureArgs<T, I>>,
+  return {for_width<Propagate, T, I, PropagateArgs<T, I>, int64_t, int64_t>,
+          make_stream<T, I, Product::kGradient>(),
+          make_stream<T, I, Product::kHvp>(),
+          make_stream<T, I, Product::kGaussNewton>(),
           restricted_rows<T, I, true>,
           restricted_rows<T, I, false>,
           derivatives<T, I>};

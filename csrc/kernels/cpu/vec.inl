@@ -30,15 +30,39 @@ inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Halving tree: a fixed order of additions, whatever the compiler makes of it.
+// Halving tree, lane k + lane k + half: a fixed order of additions, in registers.
+template <class T, int kBytes>
+struct Lanes {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+
+inline float tree_sum(Lanes<float, 16>::type v) {
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
+  return v[0] + v[1];
+}
+inline double tree_sum(Lanes<double, 16>::type v) { return v[0] + v[1]; }
+#if IFRU_VECTOR_BYTES >= 32
+inline float tree_sum(Lanes<float, 32>::type v) {
+  return tree_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
+                  __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+inline double tree_sum(Lanes<double, 32>::type v) {
+  return tree_sum(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+}
+#endif
+#if IFRU_VECTOR_BYTES >= 64
+inline float tree_sum(Lanes<float, 64>::type v) {
+  return tree_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+inline double tree_sum(Lanes<double, 64>::type v) {
+  return tree_sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
+                  __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+#endif
 template <class T>
 inline T horizontal_sum(Vec<T> v) {
-  T lane[kWidth<T>];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
-  }
-  return lane[0];
+  return tree_sum(v);
 }
 
 // Rows of a fixed number of features live in registers.
@@ -65,11 +89,6 @@ struct Row {
   }
   void scale(T a) {
     for (int k = 0; k < kVectors; ++k) part[k] *= a;
-  }
-  Vec<T> products(const Row& x) const {
-    Vec<T> sum = part[0] * x.part[0];
-    for (int k = 1; k < kVectors; ++k) sum += part[k] * x.part[k];
-    return sum;
   }
 };
 
@@ -126,11 +145,14 @@ inline bool for_tiles(int64_t d, Body&& body) {
 // the arithmetic of the rows between, near enough not to be evicted again.
 constexpr int64_t kPrefetchDistance = 8;
 
-template <class T>
-inline void prefetch_row(const T* row, int64_t d) {
-  const char* p = reinterpret_cast<const char*>(row);
-  for (int64_t offset = 0; offset < d * int64_t(sizeof(T)); offset += 64) {
-    __builtin_prefetch(p + offset);
+// Row `id` of a table of d features. The id may not have been checked yet: the address is formed
+// without pointer arithmetic, and a prefetch of a bad one does nothing.
+template <class T, class I>
+inline void prefetch_row(const T* table, I id, int64_t d) {
+  const uint64_t bytes = uint64_t(d) * sizeof(T);
+  const uint64_t row = reinterpret_cast<uint64_t>(table) + uint64_t(int64_t(id)) * bytes;
+  for (uint64_t offset = 0; offset < bytes; offset += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(row + offset));
   }
 }
 
@@ -141,23 +163,23 @@ inline bool in_range(I id, int64_t n) {
 }
 
 // Calls the kernel of the fixed sizes with its size as a template argument, of others with 0.
-template <template <class, class, int> class Kernel, class T, class I, class Args>
-bool for_width(const Args& args, int64_t begin, int64_t end) {
+template <template <class, class, int> class Kernel, class T, class I, class Args, class... Range>
+bool for_width(const Args& args, Range... range) {
   switch (args.d) {
     case 16:
-      return Kernel<T, I, 16>::run(args, begin, end);
+      return Kernel<T, I, 16>::run(args, range...);
     case 32:
-      return Kernel<T, I, 32>::run(args, begin, end);
+      return Kernel<T, I, 32>::run(args, range...);
     case 48:
-      return Kernel<T, I, 48>::run(args, begin, end);
+      return Kernel<T, I, 48>::run(args, range...);
     case 64:
-      return Kernel<T, I, 64>::run(args, begin, end);
+      return Kernel<T, I, 64>::run(args, range...);
     case 96:
-      return Kernel<T, I, 96>::run(args, begin, end);
+      return Kernel<T, I, 96>::run(args, range...);
     case 128:
-      return Kernel<T, I, 128>::run(args, begin, end);
+      return Kernel<T, I, 128>::run(args, range...);
     default:
-      return Kernel<T, I, 0>::run(args, begin, end);
+      return Kernel<T, I, 0>::run(args, range...);
   }
 }
 

@@ -1,0 +1,117 @@
+// One pass over the interactions by several threads: blocks of columns follow each other through
+// the rows.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "../kernels/cpu/kernels.h"
+#include "checks.h"
+
+namespace ifru::ops {
+
+// The tensors of a stream as the kernels see them; checks all but the columns themselves.
+template <class I>
+cpu::Stream<I> check_stream(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                            const Tensor& cuts, int64_t first_row, int64_t n_nodes) {
+  const cpu::Stream<I> s{rowptr.const_data_ptr<int64_t>(),
+                         neighbor.const_data_ptr<I>(),
+                         cuts.const_data_ptr<int64_t>(),
+                         rowptr.size(0),
+                         cuts.numel() - 1,
+                         rowptr.size(1) - 1,
+                         first_row};
+  check_rowptr(op, s.rowptr, s.n_blocks * (s.n_rows + 1) - 1, neighbor.numel());
+  for (int64_t block = 1; block < s.n_blocks; ++block) {
+    const int64_t* begin = s.rowptr + block * (s.n_rows + 1);
+    if (begin[0] != begin[-1]) fail(op, "rowptr: expected each block to begin where one ends");
+  }
+  if (first_row != 0 && first_row != n_nodes - s.n_rows) {
+    fail(op, "first_row: expected 0 or ", n_nodes - s.n_rows, ", got ", first_row);
+  }
+  const int64_t first_column = first_row == 0 ? s.n_rows : 0;
+  const int64_t last_column = first_row == 0 ? n_nodes : first_row;
+  bool ordered = s.cuts[0] == first_column && s.cuts[s.n_cuts] == last_column;
+  for (int64_t c = 0; c < s.n_cuts; ++c) ordered &= s.cuts[c] <= s.cuts[c + 1];
+  if (!ordered || s.n_cuts % s.n_blocks != 0) {
+    fail(op, "cuts: expected a multiple of ", s.n_blocks, " ascending intervals from node ",
+         first_column, " to ", last_column);
+  }
+  return s;
+}
+
+// Shapes and dtypes of a stream's tensors.
+inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                                const Tensor& cuts, const Tensor& f) {
+  check_shape(op, "rowptr", rowptr, 2, -1);
+  check_shape(op, "neighbor", neighbor, 1, -1);
+  check_shape(op, "cuts", cuts, 1, -1);
+  for (const auto& [name, t] : {std::pair{"rowptr", &rowptr}, std::pair{"cuts", &cuts}}) {
+    if (t->scalar_type() != ScalarType::Long) {
+      fail(op, name, ": expected int64, got ", torch::headeronly::toString(t->scalar_type()));
+    }
+  }
+  for (const Tensor* t : {&rowptr, &neighbor, &cuts}) check_device(op, *t, f);
+  if (rowptr.size(0) < 1 || rowptr.size(1) < 1 || rowptr.size(1) - 1 > f.size(0)) {
+    fail(op, "rowptr: expected shape [blocks, rows + 1] with at most ", f.size(0), " rows, got ",
+         shape_text(rowptr));
+  }
+  if (cuts.numel() < 2) fail(op, "cuts: expected at least two nodes, got ", cuts.numel());
+}
+
+// out_m = ridge_m start_m for the columns of a block, zero without a ridge.
+template <class T, class I>
+void start_columns(const cpu::StreamArgs<T, I>& a, const T* start, int64_t block) {
+  const int64_t per_block = a.stream.n_cuts / a.stream.n_blocks;
+  const int64_t first = a.stream.cuts[block * per_block];
+  const int64_t last = a.stream.cuts[(block + 1) * per_block];
+  if (a.ridge == nullptr) {
+    std::fill(a.out + first * a.d, a.out + last * a.d, T(0));
+    return;
+  }
+  for (int64_t m = first; m < last; ++m) {
+    for (int64_t k = m * a.d; k < (m + 1) * a.d; ++k) a.out[k] = a.ridge[m] * start[k];
+  }
+}
+
+// Runs a kernel over all rows of all blocks. Block b works on a chunk of rows when block b - 1 has
+// left it, so a row has one writer at a time and is summed in the order of its columns. Tasks wait
+// only for tasks of a lower number, which parallel_for starts no later: one thread, or fewer than
+// there are blocks, cannot deadlock.
+template <class T, class I>
+bool run_stream(const cpu::StreamArgs<T, I>& args, const T* start, cpu::StreamFn<T, I>* kernel) {
+  constexpr int64_t kChunk = 512;  // rows: a few thousand interactions between two handshakes
+  const cpu::Stream<I>& s = args.stream;
+  const int64_t n_chunks = (s.n_rows + kChunk - 1) / kChunk;
+  struct alignas(64) Progress {
+    std::atomic<int64_t> chunks{0};
+  };
+  std::vector<Progress> done(s.n_blocks);
+  std::atomic<bool> ok{true};
+  torch::stable::parallel_for(0, s.n_blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      start_columns(args, start, block);
+      for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+        if (block > 0) {
+          while (done[block - 1].chunks.load(std::memory_order_acquire) <= chunk) {
+            std::this_thread::yield();
+          }
+        }
+        const int64_t begin = chunk * kChunk;
+        if (!kernel(args, block, begin, std::min(begin + kChunk, s.n_rows))) {
+          ok.store(false, std::memory_order_relaxed);
+        }
+        done[block].chunks.store(chunk + 1, std::memory_order_release);
+      }
+    }
+  });
+  return ok.load();
+}
+
+}  // namespace ifru::ops
