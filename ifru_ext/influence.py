@@ -25,8 +25,8 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Linearization, Objective
-from ifru_ext.operators import GaussNewtonOperator, HessianOperator
-from ifru_ext.solvers import SolveResult, cg
+from ifru_ext.operators import GaussNewtonOperator, HessianOperator, checked_damping
+from ifru_ext.solvers import SolveResult, cg, norm
 
 __all__ = ["Curvature", "UnlearnReport", "UnlearnResult", "implied_ridge", "unlearn"]
 
@@ -212,6 +212,8 @@ def unlearn(
         ValueError: An argument is wrong; the model does not fit the data; the request selects
             nothing or everything.
     """
+    if not isinstance(forget, Forget):
+        raise InputError(f"forget: expected a Forget, got {type(forget).__name__}")
     if method != "influence":
         raise InputError(f"method: expected 'influence', got {method!r}")
     kind = Curvature.parse(curvature)
@@ -233,16 +235,18 @@ def unlearn(
         after = objective.linearize(new_model, retained)
         rho = before.gradient() * solved
         g = rho - after.gradient() * solved  # equation (8)
-        g_norm = _norm(g)
-        stationarity = _ratio(_norm(rho), g_norm)
+        g_norm = norm(g)
+        stationarity = _ratio(norm(rho), g_norm)
         stationary = stationarity <= _STATIONARY
 
     with _phase(seconds, "damping"):
         if isinstance(damping, str) and damping == "auto":
             mu, reason = _automatic_damping(before, stationary, stationarity)
             reasons.append(reason)
+        elif isinstance(damping, str) or damping is None:
+            raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
         else:
-            mu = _checked_damping(damping, data.n_nodes)
+            mu = checked_damping(damping, data.n_nodes)
     if rtol is None:
         rtol = _RTOL_STATIONARY if stationary else _RTOL_EARLY_STOPPED
         state = "stationary" if stationary else "early-stopped"
@@ -260,7 +264,7 @@ def unlearn(
         embedding = torch.where(erased[:, None], 0.0, model.embedding + delta)
         result = new_model.with_embedding(embedding)
         left = objective.gradient(result, retained) - rho + mu[:, None].to(model.dtype) * delta
-        residual = _ratio(_norm(left * solved), g_norm)
+        residual = _ratio(norm(left * solved), g_norm)
     seconds["total"] = time.perf_counter() - start
 
     report = UnlearnReport(
@@ -276,7 +280,7 @@ def unlearn(
         damping={"min": float(mu.min()), "mean": float(mu.mean()), "max": float(mu.max())},
         residual=residual,
         certificate=CERTIFICATE_TEXT,
-        relative_change=_ratio(_norm(delta), _norm(model.embedding)),
+        relative_change=_ratio(norm(delta), norm(model.embedding)),
         solve_reason=f"{solve.reason.name}: {solve.reason.value}",
         solve_converged=solve.converged,
         solve_iterations=solve.num_iters,
@@ -323,23 +327,6 @@ def _automatic_damping(
         f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping, as the "
         f"model's own gradient is {stationarity:.2g} |g|"
     )
-
-
-def _checked_damping(damping: float | Tensor | str, n_nodes: int) -> Tensor:
-    if isinstance(damping, str):
-        raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
-    mu = torch.as_tensor(damping, dtype=torch.float64)
-    if mu.dim() > 1 or (mu.dim() == 1 and mu.shape[0] != n_nodes):
-        raise InputError(
-            f"damping: expected a number or one per row ([{n_nodes}]), got shape {list(mu.shape)}"
-        )
-    if bool((mu < 0).any()) or not bool(torch.isfinite(mu).all()):
-        raise InputError("damping: expected finite numbers >= 0, got a negative or non-finite one")
-    return mu.expand(n_nodes)
-
-
-def _norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
 def _ratio(part: float, whole: float) -> float:

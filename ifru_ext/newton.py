@@ -1,4 +1,4 @@
-"""Trust-region Newton-CG: minimises an objective to a stationary point, monotonically."""
+"""Trust-region Newton-CG: minimises an objective to a stationary point, down to rounding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
-from ifru_ext.solvers import steihaug
+from ifru_ext.solvers import norm, steihaug
 
 __all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton"]
 
@@ -98,32 +99,33 @@ def trust_region_newton(
         callback: Called after every outer iteration.
 
     Returns:
-        The last accepted point. Never one of a higher value than the start.
+        The last accepted point. Each lowers the value, but for steps whose decrease is below the
+        value's rounding.
     """
     point = evaluate(x)
-    norm = float(torch.linalg.vector_norm(point.gradient.double()))
-    first_norm = norm
+    gradient_norm = norm(point.gradient)
+    first_norm = gradient_norm
     if radius is None:
-        radius = 0.1 * float(torch.linalg.vector_norm(x.double())) or 1.0
+        radius = 0.1 * norm(x) or 1.0
     smallest = 1e-3 * torch.finfo(x.dtype).eps * max(radius, 1.0)
     steps: list[NewtonStep] = []
     num_matvecs = 0
     hessian: LinearOperator | None = None
-    while norm > gtol and len(steps) < max_steps and radius > smallest:
+    while gradient_norm > gtol and len(steps) < max_steps and radius > smallest:
         hessian = point.hessian() if hessian is None else hessian
-        forcing = max(min(0.1, norm / first_norm), 0.5 * gtol / norm)
+        forcing = max(min(0.1, gradient_norm / first_norm), 0.5 * gtol / gradient_norm)
         inner = steihaug(
             hessian, -point.gradient, radius, rtol=forcing, maxiter=max_matvecs_per_step
         )
         num_matvecs += inner.num_matvecs
         step = inner.x
-        length = float(torch.linalg.vector_norm(step.double()))
+        length = norm(step)
         # m(s) - m(0) = <g, s> + 1/2 <s, H s>, and H s = -g - r with the solver's residual r:
         # one product more is cheap beside the dozens before it, and exact.
         with torch.inference_mode():
-            curvature = float((step * hessian.matvec(step)).sum(dtype=torch.float64))
+            curvature = float(ops.dot(step, hessian.matvec(step)))
         num_matvecs += 1
-        slope = float((point.gradient * step).sum(dtype=torch.float64))
+        slope = float(ops.dot(point.gradient, step))
         predicted = -(slope + 0.5 * curvature)
         candidate = evaluate(x + step)
         actual = point.value - candidate.value
@@ -132,14 +134,17 @@ def trust_region_newton(
         ratio = (actual + rounding) / (predicted + rounding) if predicted > 0 else -1.0
         accepted = ratio > _ACCEPT
         used = radius
-        if ratio < _SHRINK_BELOW:
+        if not ratio >= _SHRINK_BELOW:  # NaN as well: the value overflowed
             radius = 0.25 * length
         elif ratio > _GROW_ABOVE and length > 0.99 * radius:
             radius = 2 * radius
         if accepted:
             x, point, hessian = x + step, candidate, None
-            norm = float(torch.linalg.vector_norm(point.gradient.double()))
-        steps.append(NewtonStep(len(steps) + 1, point.value, norm, used, accepted, num_matvecs))
+            gradient_norm = norm(point.gradient)
+        steps.append(
+            NewtonStep(len(steps) + 1, point.value, gradient_norm, used, accepted, num_matvecs)
+        )
         if callback is not None:
             callback(steps[-1])
-    return NewtonResult(x, norm <= gtol, norm, first_norm, tuple(steps), num_matvecs)
+    converged = gradient_norm <= gtol
+    return NewtonResult(x, converged, gradient_norm, first_norm, tuple(steps), num_matvecs)

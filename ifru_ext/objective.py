@@ -63,8 +63,8 @@ class Objective:
         object.__setattr__(self, "loss", Loss.parse(self.loss))
         for name in ("l2", "l2_per_sample"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name}: expected a finite number >= 0, got {value}")
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise InputError(f"{name}: expected a finite number >= 0, got {value!r}")
         if self.reduction not in ("sum", "mean"):
             raise InputError(f"reduction: expected 'sum' or 'mean', got {self.reduction!r}")
 

@@ -15,7 +15,7 @@ from ifru_ext.objective import Linearization, Objective
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GaussNewtonOperator", "HessianOperator", "LinearOperator"]
+__all__ = ["GaussNewtonOperator", "HessianOperator", "LinearOperator", "checked_damping"]
 
 
 class LinearOperator(Protocol):
@@ -35,6 +35,22 @@ class LinearOperator(Protocol):
 
     def matvec(self, v: Tensor) -> Tensor:
         """The product with v [N, d]."""
+
+
+def checked_damping(damping: float | Tensor, n_rows: int) -> Tensor:
+    """[n_rows] float64 from a number or one per row.
+
+    Raises:
+        InputError: It is neither, or a value is negative or not finite.
+    """
+    mu = torch.as_tensor(damping, dtype=torch.float64)
+    if mu.dim() > 1 or (mu.dim() == 1 and mu.shape[0] != n_rows):
+        raise InputError(
+            f"damping: expected a number or one per row ([{n_rows}]), got shape {list(mu.shape)}"
+        )
+    if bool((mu < 0).any()) or not bool(torch.isfinite(mu).all()):
+        raise InputError("damping: expected finite numbers >= 0, got a negative or non-finite one")
+    return mu.expand(n_rows)
 
 
 class _CurvatureOperator:
@@ -58,12 +74,7 @@ class _CurvatureOperator:
         return operator
 
     def _set(self, point: Linearization, damping: float | Tensor) -> None:
-        mu = torch.as_tensor(damping, dtype=point.ridge.dtype)
-        if mu.dim() > 1 or (mu.dim() == 1 and mu.shape != point.ridge.shape):
-            raise InputError(
-                f"damping: expected a number or one per row ([{point.ridge.shape[0]}]), "
-                f"got shape {list(mu.shape)}"
-            )
+        mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge.dtype)
         self._point = point
         self._diagonal = point.ridge + mu
 

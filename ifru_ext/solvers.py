@@ -17,7 +17,7 @@ from ifru_ext import ops
 from ifru_ext.errors import InputError
 from ifru_ext.operators import LinearOperator
 
-__all__ = ["SolveReason", "SolveResult", "cg", "steihaug"]
+__all__ = ["SolveReason", "SolveResult", "cg", "norm", "steihaug"]
 
 
 class SolveReason(Enum):
@@ -26,13 +26,14 @@ class SolveReason(Enum):
     CONVERGED = "the residual is at the tolerance, checked on the true residual"
     MAXITER = "the iteration limit came first: raise maxiter, or accept the residual reported"
     NEGATIVE_CURVATURE = (
-        "a direction of negative curvature was met: the operator is not positive definite here; "
+        "a direction of no or negative curvature was met: the operator is not positive definite; "
         "use the Gauss-Newton operator, more damping, or a trust region"
     )
     TRUST_REGION = "the step reached the trust region's boundary"
     BREAKDOWN = (
         "the residual stopped falling above the tolerance: use float64, or a larger tolerance"
     )
+    BAD_PRECONDITIONER = "<r, M r> is not positive: the preconditioner is not positive definite"
     NONFINITE = "a NaN or infinity appeared: check the operator and the right-hand side"
 
 
@@ -46,7 +47,7 @@ class SolveResult:
         reason: Why it stopped.
         num_iters: Iterations that changed x.
         num_matvecs: Products with the operator, those of residual checks included.
-        residual_norm: |b - A x|; the true one if converged, else of the recursion.
+        residual_norm: |b - A x|; measured if converged or broken down, else of the recursion.
         rhs_norm: |b|.
         history: Residual norm after each iteration that was looked at, beginning with |b - A x0|.
     """
@@ -59,6 +60,11 @@ class SolveResult:
     residual_norm: float
     rhs_norm: float
     history: tuple[float, ...]
+
+
+def norm(x: Tensor) -> float:
+    """|x|, accumulated in float64; the same bits for any number of threads."""
+    return float(ops.dot(x, x).sqrt())
 
 
 def cg(
@@ -121,14 +127,14 @@ def _cg(
     callback: Callable[[int, float], None] | None,
     check_every: int,
 ) -> SolveResult:
-    rhs_norm = float(ops.dot(b, b).sqrt())
+    rhs_norm = norm(b)
     tolerance = max(rtol * rhs_norm, atol)
     b = b.contiguous()
     x = torch.zeros_like(b) if x0 is None else x0.contiguous().clone()
     num_matvecs = 0 if x0 is None else 1
     r = b.clone() if x0 is None else b - A.matvec(x)
-    norm = float(ops.dot(r, r).sqrt())
-    history = [norm]
+    residual_norm = norm(r)
+    history = [residual_norm]
     num_iters = 0
     previous_true_norm = float("inf")
 
@@ -139,14 +145,14 @@ def _cg(
             reason=reason,
             num_iters=num_iters,
             num_matvecs=num_matvecs,
-            residual_norm=norm,
+            residual_norm=residual_norm,
             rhs_norm=rhs_norm,
             history=tuple(history),
         )
 
-    if not _finite(norm):
+    if not _finite(residual_norm):
         return result(SolveReason.NONFINITE)
-    if norm <= tolerance:  # r is the true residual here
+    if residual_norm <= tolerance:  # r is the true residual here
         return result(SolveReason.CONVERGED)
     precondition = M if callable(M) else None
     inverse = M if isinstance(M, Tensor) else None
@@ -170,7 +176,7 @@ def _cg(
             ap = A.matvec(p).contiguous()
             num_matvecs += 1
             pap = ops.dot(p, ap)
-            good = good & (pap > 0) & torch.isfinite(pap) & torch.isfinite(rz)
+            good = good & (pap > 0) & torch.isfinite(pap) & (rz > 0) & torch.isfinite(rz)
             steps = steps + good
             alpha = torch.where(good, rz / pap, 0.0)
             ops.cg_update(x, r, p, ap, alpha, inverse, dots)
@@ -180,24 +186,27 @@ def _cg(
             rz = torch.where(good, rz_new, rz)
             ops.cg_direction(p, z, beta, inverse)
         num_iters += int(steps)
-        norm = float(dots[0].sqrt())
-        history.append(norm)
+        residual_norm = float(dots[0].sqrt())
+        history.append(residual_norm)
         if callback is not None:
-            callback(num_iters, norm)
-        if not _finite(norm) or not _finite(float(pap)):
+            callback(num_iters, residual_norm)
+        if not _finite(residual_norm) or not _finite(float(pap)):
             return result(SolveReason.NONFINITE)
-        if norm <= tolerance:
+        if residual_norm <= tolerance:
             r = b - A.matvec(x)
             num_matvecs += 1
-            norm = float(ops.dot(r, r).sqrt())
-            if norm <= tolerance:
+            residual_norm = norm(r)
+            if residual_norm <= tolerance:
                 return result(SolveReason.CONVERGED)
-            if norm > previous_true_norm / 2:
+            if residual_norm > previous_true_norm / 2:
                 return result(SolveReason.BREAKDOWN)
-            previous_true_norm = norm
+            previous_true_norm = residual_norm
             p, rz = restart()
         elif not bool(good):
-            return result(SolveReason.NEGATIVE_CURVATURE)
+            positive = float(rz) > 0
+            return result(
+                SolveReason.NEGATIVE_CURVATURE if positive else SolveReason.BAD_PRECONDITIONER
+            )
     return result(SolveReason.MAXITER)
 
 
@@ -270,10 +279,10 @@ def _steihaug(
         if not _finite(pap):
             reason = SolveReason.NONFINITE
             break
+        # To the boundary: the positive root of |x + tau p| = radius.
+        tau = (-xp + (xp**2 + pp * max(0.0, radius**2 - xx)) ** 0.5) / pp
         alpha = rr / pap if pap > 0 else float("inf")
-        if pap <= 0 or xx + 2 * alpha * xp + alpha**2 * pp >= radius**2:
-            # To the boundary: the positive root of |x + tau p| = radius.
-            tau = (-xp + (xp**2 + pp * (radius**2 - xx)) ** 0.5) / pp
+        if alpha >= tau:
             x.add_(p, alpha=tau)
             r.sub_(ap, alpha=tau)
             reason = SolveReason.TRUST_REGION if pap > 0 else SolveReason.NEGATIVE_CURVATURE

@@ -20,6 +20,7 @@ from ifru_ext import (
     train,
     unlearn,
 )
+from ifru_ext.datasets import synthetic
 from ifru_ext.influence import implied_ridge
 from ifru_ext.verify import compare, distance
 
@@ -168,6 +169,24 @@ def test_float32_agrees_with_float64(trained):
     assert float(difference / step) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_and_two_threads_train_and_unlearn_to_the_same_bits(dtype):
+    # Large enough for torch's own sums to be divided among threads.
+    data = synthetic(943, 1682, 20_000, seed=1)
+    objective = Objective(l2=0.7, l2_per_sample=0.006)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            options = {"dim": 64, "epochs": 1, "dtype": dtype, "polish_rtol": 3e-2}
+            model = train(data, objective, **options).model
+            unlearned = unlearn(model, data, Forget(users=[1, 2]), objective=objective)
+            results.append((model.embedding, unlearned.model.embedding))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+
+
 def test_the_report_is_json_and_says_why(trained):
     model, data, objective = trained
     report = unlearn(model, data, Forget(users=[1]), objective=objective).report
@@ -238,6 +257,8 @@ NAN = torch.full((27,), float("nan"))
             r"curvature: expected one of \['auto', 'gauss_newton', 'hessian'\]",
         ),
         ({"damping": "lots"}, "damping: expected a number, a tensor or 'auto', got 'lots'"),
+        ({"damping": None}, "damping: expected a number, a tensor or 'auto', got None"),
+        ({"forget": None}, "forget: expected a Forget, got NoneType"),
         ({"damping": -1.0}, "damping: expected finite numbers >= 0"),
         ({"damping": NAN}, "damping: expected finite numbers >= 0"),
         ({"damping": torch.ones(3)}, r"damping: expected a number or one per row \(\[27\]\)"),

@@ -124,6 +124,9 @@ def test_damping_is_added_to_the_diagonal(kind):
         relative_error(HessianOperator(model, data, objective, damping=2.0) @ v - plain, 2 * v)
         < 1e-9
     )
+    for bad in (-5.0, float("nan"), -mu):
+        with pytest.raises(ValueError, match="damping: expected finite numbers >= 0"):
+            HessianOperator(model, data, objective, damping=bad)
     for bad in (torch.ones(3), torch.ones(2, 2)):
         with pytest.raises(ValueError, match="damping: expected a number or one per row"):
             HessianOperator(model, data, objective, damping=bad)
@@ -163,6 +166,8 @@ def test_loss_names():
         Objective(l2=-1)
     with pytest.raises(ValueError, match="l2_per_sample: expected a finite number >= 0, got nan"):
         Objective(l2_per_sample=float("nan"))
+    with pytest.raises(ValueError, match="l2: expected a finite number >= 0, got '1'"):
+        Objective(l2="1")
     with pytest.raises(ValueError, match="reduction: expected 'sum' or 'mean', got 'max'"):
         Objective(reduction="max")
     assert Objective(**Objective(loss="mse", l2=2).to_json()) == Objective(loss="mse", l2=2)

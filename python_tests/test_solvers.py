@@ -134,6 +134,27 @@ def test_nan_is_reported(place):
     )
 
 
+def test_a_bad_preconditioner_is_not_blamed_on_the_operator():
+    A, b = spectrum(POSITIVE["spread"])
+    for M in (torch.zeros(40, dtype=torch.float64), -torch.ones(40, dtype=torch.float64)):
+        result = cg(A, b, M=M)
+        assert result.reason is SolveReason.BAD_PRECONDITIONER
+        assert not result.converged
+        assert not result.x.any()
+
+
+def test_steihaug_survives_the_smallest_curvature():
+    A = Dense(1e-200 * torch.eye(5, dtype=torch.float64))
+    result = steihaug(A, torch.ones(5, 1, dtype=torch.float64), 1.0)
+    assert result.reason is SolveReason.TRUST_REGION
+    assert float(result.x.norm()) == pytest.approx(1.0)
+
+
+def test_large_float32_right_hand_sides_do_not_overflow():
+    A, b = spectrum(POSITIVE["clusters"], torch.float32)
+    assert cg(A, 1e25 * b, rtol=1e-3).converged
+
+
 def test_convergence_is_claimed_on_the_true_residual_only():
     # float32 cannot reach this: the recursion falls to it, the true residual does not.
     A, b = spectrum(torch.logspace(0, 6, 60).tolist(), torch.float32)

@@ -46,8 +46,9 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, con
                                          f.size(0),
                                          f.size(1),
                                          checked_loss};
+    const auto& kernels = cpu::kernels<T, I>();
     const bool ok = parallel_items(n_interactions, [&](int64_t begin, int64_t end) {
-      return cpu::kernels<T, I>().derivatives(args, begin, end);
+      return kernels.derivatives(args, begin, end);
     });
     if (!ok) fail_node_id(kOp, "left and right", f.size(0));
   });

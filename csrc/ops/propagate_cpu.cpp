@@ -54,6 +54,7 @@ Tensor propagate(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv
     }
     // The steps alternate between `out` and one scratch buffer so that the last lands in `out`.
     Tensor scratch = torch::stable::empty_like(x);
+    const auto& kernels = cpu::kernels<T, I>();
     T* buffers[2] = {out_data, scratch.mutable_data_ptr<T>()};
     scale_rows<T>(static_cast<T>(alpha_data[n_layers]), s, x_data, nullptr, nullptr, n, d,
                   buffers[n_layers % 2]);
@@ -70,7 +71,7 @@ Tensor propagate(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv
                                           !last,
                                           d};
       const bool ok = parallel_rows(rowptr_data, n, [&](int64_t begin, int64_t end) {
-        return cpu::kernels<T, I>().propagate(args, begin, end);
+        return kernels.propagate(args, begin, end);
       });
       if (!ok) fail_node_id(kOp, "neighbor", n);
     }

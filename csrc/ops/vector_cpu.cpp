@@ -35,11 +35,12 @@ Tensor dot(const Tensor& x, const Tensor& y) {
   Tensor out = torch::stable::new_empty(x, {}, ScalarType::Double);
   dispatch_value(kOp, "x", x.scalar_type(), [&](auto value) {
     using T = decltype(value);
+    const auto& kernels = cpu::vector_kernels<T>();
     const T* x_data = x.const_data_ptr<T>();
     const T* y_data = y.const_data_ptr<T>();
     const auto sums =
         parallel_sums<1>(x.numel(), kBlock, [&](int64_t begin, int64_t end, double* s) {
-          s[0] = cpu::vector_kernels<T>().dot(x_data, y_data, begin, end);
+          s[0] = kernels.dot(x_data, y_data, begin, end);
         });
     out.mutable_data_ptr<double>()[0] = sums[0];
   });
@@ -58,6 +59,7 @@ void cg_update(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& 
   check_scalars(kOp, "dots", dots, x, 1, 2);
   dispatch_value(kOp, "x", x.scalar_type(), [&](auto value) {
     using T = decltype(value);
+    const auto& kernels = cpu::vector_kernels<T>();
     const cpu::CgUpdateArgs<T> args{x.mutable_data_ptr<T>(),
                                     r.mutable_data_ptr<T>(),
                                     p.const_data_ptr<T>(),
@@ -65,10 +67,9 @@ void cg_update(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& 
                                     data_or_null<T>(inverse),
                                     static_cast<T>(alpha.const_data_ptr<double>()[0]),
                                     x.size(1)};
-    const auto sums = parallel_sums<2>(x.size(0), rows_per_block(x.size(1)),
-                                       [&](int64_t begin, int64_t end, double* s) {
-                                         cpu::vector_kernels<T>().cg_update(args, begin, end, s);
-                                       });
+    const auto sums = parallel_sums<2>(
+        x.size(0), rows_per_block(x.size(1)),
+        [&](int64_t begin, int64_t end, double* s) { kernels.cg_update(args, begin, end, s); });
     std::copy(sums.begin(), sums.end(), dots.mutable_data_ptr<double>());
   });
 }
@@ -82,11 +83,12 @@ void cg_direction(const Tensor& p, const Tensor& r, const Tensor& beta,
   check_scalars(kOp, "beta", beta, p, 0, -1);
   dispatch_value(kOp, "p", p.scalar_type(), [&](auto value) {
     using T = decltype(value);
+    const auto& kernels = cpu::vector_kernels<T>();
     const cpu::CgDirectionArgs<T> args{p.mutable_data_ptr<T>(), r.const_data_ptr<T>(),
                                        data_or_null<T>(inverse),
                                        static_cast<T>(beta.const_data_ptr<double>()[0]), p.size(1)};
     parallel_items(p.size(0), [&](int64_t begin, int64_t end) {
-      cpu::vector_kernels<T>().cg_direction(args, begin, end);
+      kernels.cg_direction(args, begin, end);
       return true;
     });
   });

@@ -1,23 +1,49 @@
 #include "kernels.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "isa.h"
 
 namespace ifru::cpu {
 
-const KernelTable& kernel_table() {
-  static const KernelTable& table = []() -> const KernelTable& {
-    switch (select_isa()) {
+namespace {
+
+const KernelTable& table_of(Isa isa) {
+  switch (isa) {
 #if defined(IFRU_X86_ISA_UNITS)
-      case Isa::kAvx512:
-        return kAvx512Table;
-      case Isa::kAvx2:
-        return kAvx2Table;
+    case Isa::kAvx512:
+      return kAvx512Table;
+    case Isa::kAvx2:
+      return kAvx2Table;
 #endif
-      default:
-        return kBaselineTable;
+    default:
+      return kBaselineTable;
+  }
+}
+
+// Decided when the library is loaded, so that a later change of the environment cannot make what
+// runs differ from what was reported. An exception must not leave a static initialiser.
+struct Resolved {
+  const KernelTable* table = nullptr;
+  std::string error;
+
+  Resolved() {
+    try {
+      table = &table_of(select_isa());
+    } catch (const std::exception& e) {
+      error = e.what();
     }
-  }();
-  return table;
+  }
+};
+
+const Resolved resolved;
+
+}  // namespace
+
+const KernelTable& kernel_table() {
+  if (resolved.table == nullptr) throw std::runtime_error(resolved.error);
+  return *resolved.table;
 }
 
 template <>

@@ -160,7 +160,7 @@ extern const KernelTable kBaselineTable;
 extern const KernelTable kAvx2Table;
 extern const KernelTable kAvx512Table;
 
-// The table of select_isa(), chosen at the first call.
+// The table of select_isa(), chosen when the library is loaded.
 const KernelTable& kernel_table();
 
 template <class T, class I>

@@ -37,14 +37,17 @@ __global__ void __launch_bounds__(kPropagateBlock) propagate_rows(const Propagat
   const int64_t warps_per_block = kPropagateBlock / kWarpSize;
   const int64_t first = blockIdx.x * warps_per_block + threadIdx.x / kWarpSize;
   for (int64_t n = first; n < p.n_nodes; n += gridDim.x * warps_per_block) {
-    // The host cannot see rowptr and neighbor without a synchronisation: a range outside the
-    // entries is cut, an id outside the nodes poisons the row with NaN, neither reads out of
-    // bounds.
-    const int64_t begin = p.rowptr[n] < 0 ? 0 : p.rowptr[n];
-    const int64_t end = p.rowptr[n + 1] > p.n_entries ? p.n_entries : p.rowptr[n + 1];
+    // The host cannot see rowptr and neighbor without a synchronisation: a range or an id that is
+    // out of bounds is not followed, and poisons the row with NaN.
+    const bool ranged =
+        p.rowptr[n] >= 0 && p.rowptr[n] <= p.rowptr[n + 1] && p.rowptr[n + 1] <= p.n_entries;
+    const int64_t begin = ranged ? p.rowptr[n] : 0;
+    const int64_t end = ranged ? p.rowptr[n + 1] : 0;
     const T s = p.inv_sqrt_degree[n];
     for (int64_t tile = lane; tile < p.d; tile += kWarpSize * kPerLane) {
-      T sum[kPerLane] = {};
+      T sum[kPerLane];
+#pragma unroll
+      for (int q = 0; q < kPerLane; ++q) sum[q] = ranged ? T(0) : T(NAN);
       for (int64_t j = begin; j < end; ++j) {
         const int64_t m = static_cast<int64_t>(p.neighbor[j]);
         const bool valid = m >= 0 && m < p.n_nodes;
