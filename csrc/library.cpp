@@ -8,6 +8,11 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "propagate(Tensor rowptr, Tensor neighbor, Tensor inv_sqrt_degree, Tensor x, Tensor alpha,"
       " Tensor? ridge=None, Tensor? v=None) -> Tensor");
+  // (1) in one pass over a stream (see below).
+  m.def(
+      "propagate_stream(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
+      " Tensor inv_sqrt_degree, Tensor x, Tensor alpha, Tensor? ridge=None, Tensor? v=None)"
+      " -> Tensor");
   // (2) loss, residual and curvature of each interaction (left, right): three tensors [E].
   m.def(
       "pointwise_derivatives(Tensor left, Tensor right, Tensor f, Tensor label, Tensor? weight,"

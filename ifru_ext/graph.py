@@ -11,6 +11,10 @@ from ifru_ext.interactions import Interactions
 
 __all__ = ["BipartiteGraph"]
 
+# Bytes of features from which one pass over the edges is faster than a gather from both sides: more
+# than a core's own caches hold. The gather was ahead by a tenth at 2.5 MB, behind by a third at 11.
+_STREAM_ABOVE = 4 << 20
+
 
 class BipartiteGraph:
     """The symmetric normalised bipartite graph A_hat = D^(-1/2) A D^(-1/2) of equation (1).
@@ -63,6 +67,9 @@ class BipartiteGraph:
         """
         inv_sqrt_degree = self._inv_sqrt_degree.to(x.dtype)
         a = self.adjacency
+        # Decided by the size alone: the two forms differ in the last bits.
+        if x.device.type == "cpu" and x.numel() * x.element_size() > _STREAM_ABOVE:
+            return ops.propagate_stream(*a.stream().indices, inv_sqrt_degree, x, alpha, ridge, v)
         return ops.propagate(a.rowptr, a.neighbor, inv_sqrt_degree, x, alpha, ridge, v)
 
     def __repr__(self) -> str:

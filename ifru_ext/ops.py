@@ -33,6 +33,7 @@ __all__ = [
     "pointwise_gradient",
     "pointwise_hvp",
     "propagate",
+    "propagate_stream",
     "restricted_ggn",
     "restricted_hvp",
 ]
@@ -84,6 +85,41 @@ def propagate(
     return cast(
         Tensor,
         _call(_ops.propagate.default, rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v),
+    )
+
+
+def propagate_stream(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """The same propagation in one pass over the edges for each layer; for the CPU.
+
+    Faster than `propagate` where the features exceed the cache, slower within it.
+
+    Args:
+        rowptr: [B, R + 1] int64; this and the next three are `ifru_ext.adjacency.Stream.indices`.
+        neighbor: [E] columns, as node ids.
+        cuts: [C + 1] int64 node ids.
+        first_row: Node id of the first row.
+        inv_sqrt_degree: [N], the diagonal of S; 0 for isolated nodes.
+        x: [N, d].
+        alpha: [L + 1] float64 on the CPU.
+        ridge: [N], given together with `v`.
+        v: [N, d].
+
+    Returns:
+        [N, d].
+    """
+    values = inv_sqrt_degree, x, alpha, ridge, v
+    return cast(
+        Tensor, _call(_ops.propagate_stream.default, rowptr, neighbor, cuts, first_row, *values)
     )
 
 
@@ -343,6 +379,21 @@ def _(
     v: Tensor | None = None,
 ) -> Tensor:
     _check_rows("propagate", rowptr, x)
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("ifru_ext::propagate_stream")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
     return torch.empty_like(x)
 
 

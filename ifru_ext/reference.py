@@ -5,6 +5,8 @@ Written to be read beside the equations, not to be fast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -18,6 +20,7 @@ __all__ = [
     "pointwise_gradient",
     "pointwise_hvp",
     "propagate",
+    "propagate_stream",
     "restricted_ggn",
     "restricted_hvp",
 ]
@@ -49,11 +52,42 @@ def propagate(
     v: Tensor | None = None,
 ) -> Tensor:
     """Equation (1), power by power."""
+    return _powers(
+        lambda y: _sum_rows(rowptr, y[neighbor.long()]), inv_sqrt_degree, x, alpha, ridge, v
+    )
+
+
+def propagate_stream(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    cuts: Tensor,
+    first_row: int,
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """Equation (1), power by power."""
+    n, m = _pairs(rowptr, neighbor, first_row)
+    return _powers(
+        lambda y: _sum_both(x.shape[0], n, m, y[m], y[n]), inv_sqrt_degree, x, alpha, ridge, v
+    )
+
+
+def _powers(
+    neighbor_sum: Callable[[Tensor], Tensor],
+    inv_sqrt_degree: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    ridge: Tensor | None,
+    v: Tensor | None,
+) -> Tensor:
     s = inv_sqrt_degree[:, None]
     power = x
     out = alpha[0].item() * x
     for weight in alpha[1:].tolist():
-        power = s * _sum_rows(rowptr, (s * power)[neighbor.long()])
+        power = s * neighbor_sum(s * power)
         out = out + weight * power
     return _plus_ridge(out, ridge, v)
 

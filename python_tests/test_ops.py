@@ -34,11 +34,13 @@ def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
     a, n = adjacency, adjacency.n_nodes
     edges = a.n_interactions
     f, z, ridge = normal(n, dim), normal(n, dim), normal(n)
-    if name == "propagate":
+    if name.startswith("propagate"):
         degree = a.degrees().double()
         s = torch.where(degree > 0, degree.rsqrt(), 0.0).to(dtype)
         alpha = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-        return a.rowptr, a.neighbor, s, f, alpha, ridge, z
+        streamed = name == "propagate_stream"
+        indices = a.stream(n_blocks).indices if streamed else (a.rowptr, a.neighbor)
+        return *indices, s, f, alpha, ridge, z
     if name == "pointwise_derivatives":
         owner = torch.repeat_interleave(torch.arange(n), a.rowptr.diff()).to(a.neighbor.dtype)
         left, right = owner[:edges], a.neighbor[:edges]
@@ -107,13 +109,14 @@ def test_opcheck(name, n_optional):
     # Indices are cloned: opcheck refuses views of a shared base.
     args = op_arguments(name, make_adjacency("isolated"), 7, torch.float64)
     if n_optional and name != "pointwise_derivatives":
-        args = args[: -2 if name == "propagate" else -1]
+        args = args[: -2 if name.startswith("propagate") else -1]
     elif n_optional:
         args = (*args[:4], None, 1)
     torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, args)
 
 
 STREAMED = ("pointwise_gradient", "pointwise_hvp", "pointwise_ggn")
+SYMMETRIC = {"propagate": 3, "propagate_stream": 5, "pointwise_hvp": 7, "pointwise_ggn": 6}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,16 +146,15 @@ def test_threads_and_blocks_give_the_same_bits(name, graph, dim, dtype):
         assert all(map(torch.equal, results[0], other))
 
 
-@pytest.mark.parametrize("name", ["propagate", "pointwise_hvp", "pointwise_ggn"])
+@pytest.mark.parametrize(("name", "place"), SYMMETRIC.items())
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_products_are_symmetric(name, graph):
+def test_products_are_symmetric(name, place, graph):
     adjacency = make_adjacency(graph)
     args = list(op_arguments(name, adjacency, 7, torch.float64))
     g = torch.Generator().manual_seed(1)
     n = adjacency.n_nodes
-    place = {"propagate": 3, "pointwise_hvp": 7, "pointwise_ggn": 6}[name]
-    if name == "propagate":
-        args[5] = args[6] = None
+    if name.startswith("propagate"):
+        args[-2:] = None, None
 
     def apply(x):
         args[place] = x
@@ -224,8 +226,10 @@ def test_any_graph_propagates_like_a_dense_matrix(pairs, dim, layers):
     for a in alpha:
         expected += a * power
         power = normalised @ power
-    got = ops.propagate(adjacency.rowptr, adjacency.neighbor, s, x, alpha)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    gathered = ops.propagate(adjacency.rowptr, adjacency.neighbor, s, x, alpha)
+    streamed = ops.propagate_stream(*adjacency.stream(2).indices, s, x, alpha)
+    for got in (gathered, streamed):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def broken(name, position, value):
@@ -246,6 +250,10 @@ def broken(name, position, value):
         ("propagate", 4, lambda x: x[:0], "alpha: expected at least one coefficient"),
         ("propagate", 5, lambda x: None, "ridge and v: expected both or neither"),
         ("propagate", 3, lambda x: x.half(), "expected the dtype of x (Half)"),
+        ("propagate_stream", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
+        ("propagate_stream", 4, lambda x: x[1:], "inv_sqrt_degree: expected shape [27], got [26]"),
+        ("propagate_stream", 6, lambda x: x.float(), "alpha: expected a float64 tensor"),
+        ("propagate_stream", 7, lambda x: None, "ridge and v: expected both or neither"),
         ("pointwise_gradient", 0, lambda x: x.int(), "rowptr: expected int64, got Int"),
         ("pointwise_gradient", 0, lambda x: x.flip(1), "rowptr: expected a non-decreasing"),
         ("pointwise_gradient", 0, lambda x: x[0], "rowptr: expected shape [any, any], got [16]"),

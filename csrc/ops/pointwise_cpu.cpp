@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -84,9 +85,20 @@ Tensor stream_product(const char* op, const Tensor& rowptr, const Tensor& neighb
     const auto kernel = !curvature.has_value() ? kernels.gradient
                         : residual.has_value() ? kernels.hvp
                                                : kernels.gauss_newton;
-    if (!run_stream(args, start, kernel)) {
-      fail(op, "neighbor: expected ascending columns within the cuts of each block, found others");
-    }
+    const auto start_columns = [&](int64_t first, int64_t last) {
+      if (args.ridge == nullptr) {
+        std::fill(args.out + first * d, args.out + last * d, T(0));
+        return;
+      }
+      for (int64_t m = first; m < last; ++m) {
+        for (int64_t k = m * d; k < (m + 1) * d; ++k) args.out[k] = args.ridge[m] * start[k];
+      }
+    };
+    const bool ok = run_stream(
+        stream, start_columns,
+        [&](int64_t block, int64_t begin, int64_t end) { return kernel(args, block, begin, end); },
+        [](int64_t, int64_t) {});
+    if (!ok) fail(op, kColumnsText);
   });
   return out;
 }

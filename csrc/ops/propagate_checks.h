@@ -5,23 +5,30 @@
 
 namespace ifru::ops {
 
+// All but the indices.
+inline void check_propagate_values(const char* op, const Tensor& inv_sqrt_degree, const Tensor& x,
+                                   const Tensor& alpha, const std::optional<Tensor>& ridge,
+                                   const std::optional<Tensor>& v) {
+  check_shape(op, "x", x, 2, -1);
+  check_value(op, "inv_sqrt_degree", inv_sqrt_degree, "x", x, 1, x.size(0));
+  check_shape(op, "alpha", alpha, 1, -1);
+  if (alpha.numel() == 0) fail(op, "alpha: expected at least one coefficient, got none");
+  if (alpha.scalar_type() != ScalarType::Double || !alpha.is_cpu()) {
+    fail(op, "alpha: expected a float64 tensor on the CPU");
+  }
+  if (ridge.has_value() != v.has_value()) {
+    fail(op, "ridge and v: expected both or neither, got one");
+  }
+  check_value(op, "ridge", ridge, "x", x, 1, x.size(0));
+  check_value(op, "v", v, "x", x, 2, x.size(0), x.size(1));
+}
+
 inline void check_propagate(const Tensor& rowptr, const Tensor& neighbor,
                             const Tensor& inv_sqrt_degree, const Tensor& x, const Tensor& alpha,
                             const std::optional<Tensor>& ridge, const std::optional<Tensor>& v) {
-  constexpr const char* kOp = "propagate";
-  check_shape(kOp, "x", x, 2, -1);
-  check_adjacency(kOp, rowptr, neighbor, x);
-  check_value(kOp, "inv_sqrt_degree", inv_sqrt_degree, "x", x, 1, x.size(0));
-  check_shape(kOp, "alpha", alpha, 1, -1);
-  if (alpha.numel() == 0) fail(kOp, "alpha: expected at least one coefficient, got none");
-  if (alpha.scalar_type() != ScalarType::Double || !alpha.is_cpu()) {
-    fail(kOp, "alpha: expected a float64 tensor on the CPU");
-  }
-  if (ridge.has_value() != v.has_value()) {
-    fail(kOp, "ridge and v: expected both or neither, got one");
-  }
-  check_value(kOp, "ridge", ridge, "x", x, 1, x.size(0));
-  check_value(kOp, "v", v, "x", x, 2, x.size(0), x.size(1));
+  check_shape("propagate", "x", x, 2, -1);
+  check_adjacency("propagate", rowptr, neighbor, x);
+  check_propagate_values("propagate", inv_sqrt_degree, x, alpha, ridge, v);
 }
 
 }  // namespace ifru::ops

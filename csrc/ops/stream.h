@@ -65,30 +65,17 @@ inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tens
   if (cuts.numel() < 2) fail(op, "cuts: expected at least two nodes, got ", cuts.numel());
 }
 
-// out_m = ridge_m start_m for the columns of a block, zero without a ridge.
-template <class T, class I>
-void start_columns(const cpu::StreamArgs<T, I>& a, const T* start, int64_t block) {
-  const int64_t per_block = a.stream.n_cuts / a.stream.n_blocks;
-  const int64_t first = a.stream.cuts[block * per_block];
-  const int64_t last = a.stream.cuts[(block + 1) * per_block];
-  if (a.ridge == nullptr) {
-    std::fill(a.out + first * a.d, a.out + last * a.d, T(0));
-    return;
-  }
-  for (int64_t m = first; m < last; ++m) {
-    for (int64_t k = m * a.d; k < (m + 1) * a.d; ++k) a.out[k] = a.ridge[m] * start[k];
-  }
-}
-
-// Runs a kernel over all rows of all blocks. Block b works on a chunk of rows when block b - 1 has
-// left it, so a row has one writer at a time and is summed in the order of its columns. Tasks wait
-// only for tasks of a lower number, which parallel_for starts no later: one thread, or fewer than
-// there are blocks, cannot deadlock.
-template <class T, class I>
-bool run_stream(const cpu::StreamArgs<T, I>& args, const T* start, cpu::StreamFn<T, I>* kernel) {
+// Runs over all rows of all blocks: start(first, last) for the block's columns, rows(block, begin,
+// end) for chunks of rows, finish(first, last) for the columns again. Block b works on a chunk when
+// block b - 1 has left it, so a row has one writer at a time and is summed in the order of its
+// columns. Tasks wait only for tasks of a lower number, which parallel_for starts no later: one
+// thread, or fewer than there are blocks, cannot deadlock. False if a call of rows was false.
+template <class I, class Start, class Rows, class Finish>
+bool run_stream(const cpu::Stream<I>& s, const Start& start, const Rows& rows,
+                const Finish& finish) {
   constexpr int64_t kChunk = 512;  // rows: a few thousand interactions between two handshakes
-  const cpu::Stream<I>& s = args.stream;
   const int64_t n_chunks = (s.n_rows + kChunk - 1) / kChunk;
+  const int64_t per_block = s.n_cuts / s.n_blocks;
   struct alignas(64) Progress {
     std::atomic<int64_t> chunks{0};
   };
@@ -96,7 +83,9 @@ bool run_stream(const cpu::StreamArgs<T, I>& args, const T* start, cpu::StreamFn
   std::atomic<bool> ok{true};
   torch::stable::parallel_for(0, s.n_blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
-      start_columns(args, start, block);
+      const int64_t first_column = s.cuts[block * per_block];
+      const int64_t last_column = s.cuts[(block + 1) * per_block];
+      start(first_column, last_column);
       for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
         if (block > 0) {
           while (done[block - 1].chunks.load(std::memory_order_acquire) <= chunk) {
@@ -104,14 +93,18 @@ bool run_stream(const cpu::StreamArgs<T, I>& args, const T* start, cpu::StreamFn
           }
         }
         const int64_t begin = chunk * kChunk;
-        if (!kernel(args, block, begin, std::min(begin + kChunk, s.n_rows))) {
+        if (!rows(block, begin, std::min(begin + kChunk, s.n_rows))) {
           ok.store(false, std::memory_order_relaxed);
         }
         done[block].chunks.store(chunk + 1, std::memory_order_release);
       }
+      finish(first_column, last_column);
     }
   });
   return ok.load();
 }
+
+constexpr const char* kColumnsText =
+    "neighbor: expected ascending columns within the cuts of each block, found others";
 
 }  // namespace ifru::ops

@@ -137,6 +137,34 @@ void check_propagate(const cpu::Kernels<T, I>& kernels, int64_t d) {
   }
 }
 
+// The one-pass form against the gather.
+template <class T, class I>
+void check_propagate_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
+  const Graph<I> graph = make_graph<I>();
+  const int64_t n = graph.n_nodes;
+  const auto f = random_values<T>(n * d, 2);
+  const auto z = random_values<T>(n * d, 3);
+  const auto s = random_values<T>(n, 4);
+  const auto ridge = random_values<T>(n, 5);
+  std::vector<T> gathered(n * d);
+  CHECK(kernels.propagate({graph.view(), s.data(), f.data(), z.data(), ridge.data(), f.data(),
+                           gathered.data(), T(0.25), true, d},
+                          0, n));
+  const std::vector<double> expected(gathered.begin(), gathered.end());
+  for (const int64_t n_blocks : {1, 2, 4}) {
+    const Streamed<I> streamed(graph, 4, n_blocks);
+    std::vector<T> out(n * d), scratch(n_blocks * d);
+    const cpu::PropagateStreamArgs<T> args{s.data(), f.data(),   z.data(),       ridge.data(),
+                                           f.data(), out.data(), scratch.data(), T(0.25),
+                                           true,     d};
+    for (int64_t block = 0; block < n_blocks; ++block) {
+      CHECK(kernels.propagate_stream(args, streamed.view(), block, 0, kUsers));
+    }
+    CHECK(kernels.propagate_finish(args, kUsers, n));
+    check_close(out, expected, sizeof(T) == 4 ? 1e-3 : 1e-11);
+  }
+}
+
 template <class T, class I>
 void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
   const Graph<I> graph = make_graph<I>();
@@ -349,12 +377,16 @@ void check_derivatives(const cpu::Kernels<T, I>& kernels) {
 void check_table(const cpu::KernelTable& table) {
   for (const int64_t d : {1, 7, 16, 32, 33, 48, 64, 96, 100, 128, 1100}) {
     check_propagate(table.f32_i32, d);
+    check_propagate_stream(table.f32_i32, d);
     check_stream(table.f32_i32, d);
     check_propagate(table.f32_i64, d);
+    check_propagate_stream(table.f32_i64, d);
     check_stream(table.f32_i64, d);
     check_propagate(table.f64_i32, d);
+    check_propagate_stream(table.f64_i32, d);
     check_stream(table.f64_i32, d);
     check_propagate(table.f64_i64, d);
+    check_propagate_stream(table.f64_i64, d);
     check_stream(table.f64_i64, d);
     check_restricted(table.f32_i32, d);
     check_restricted(table.f32_i64, d);

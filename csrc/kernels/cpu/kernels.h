@@ -67,6 +67,21 @@ struct StreamArgs {
   int64_t d;
 };
 
+// One Horner step of equation (1) in one pass over the edges of a stream.
+template <class T>
+struct PropagateStreamArgs {
+  const T* inv_sqrt_degree;  // [N], s
+  const T* x;                // [N, d]
+  const T* scaled;           // [N, d], S y of the step before
+  const T* ridge;            // [N] or null
+  const T* v;                // [N, d], read when ridge is not null
+  T* out;                    // [N, d]; the columns' rows start at zero
+  T* scratch;                // [B, d], used where d has no specialisation
+  T alpha;
+  bool scale_output;
+  int64_t d;
+};
+
 // Equation (6) restricted to the rows S of a slice: n = rows[s] for s in [0, n_rows).
 template <class T, class I>
 struct RestrictedArgs {
@@ -139,6 +154,10 @@ using StreamFn = bool(const StreamArgs<T, I>&, int64_t block, int64_t begin, int
 template <class T, class I>
 struct Kernels {
   bool (*propagate)(const PropagateArgs<T, I>&, int64_t begin, int64_t end);
+  // Rows of one block, as StreamFn; then `finish` for the block's columns.
+  bool (*propagate_stream)(const PropagateStreamArgs<T>&, const Stream<I>&, int64_t block,
+                           int64_t begin, int64_t end);
+  bool (*propagate_finish)(const PropagateStreamArgs<T>&, int64_t begin, int64_t end);
   StreamFn<T, I>* gradient;
   StreamFn<T, I>* hvp;
   StreamFn<T, I>* gauss_newton;

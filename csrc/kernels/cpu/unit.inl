@@ -11,6 +11,7 @@ namespace ifru::cpu {
 #include "gather.inl"
 #include "restricted.inl"
 #include "stream.inl"
+#include "propagate_stream.inl"
 #include "vector.inl"
 // clang-format on
 
@@ -25,6 +26,9 @@ constexpr StreamFn<T, I>* make_stream() {
 template <class T, class I>
 constexpr Kernels<T, I> make_kernels() {
   return {for_width<Propagate, T, I, PropagateArgs<T, I>, int64_t, int64_t>,
+          for_width<PropagateStream, T, I, PropagateStreamArgs<T>, const Stream<I>&, int64_t,
+                    int64_t, int64_t>,
+          for_width<PropagateFinish, T, I, PropagateStreamArgs<T>, int64_t, int64_t>,
           make_stream<T, I, Product::kGradient>(),
           make_stream<T, I, Product::kHvp>(),
           make_stream<T, I, Product::kGaussNewton>(),
