@@ -15,6 +15,10 @@ BUILD ?= build/cmake
 ARGS ?=
 
 BIN := $(VENV)/bin
+# Named after the pin, so that another TORCH takes effect; there is one at a time.
+ENVIRONMENT := $(BIN)/.environment-$(shell printf %s "$(TORCH)" | cksum | cut -d" " -f1)
+# In the build folder, so that removing either builds again.
+INSTALLED := $(BUILD)/.installed
 # pip's own check for a newer pip is noise here.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Idle OpenMP threads sleep instead of spinning: on a busy machine the tests take a tenth of the time.
@@ -26,55 +30,56 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all demo test test-cpp test-python lint format sanitize readme package clean
-all: $(BIN)/.installed
+all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
-$(BIN)/.environment: pyproject.toml
+$(ENVIRONMENT): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=2.13"
-	touch $@
+	rm -f $(BIN)/.environment* && touch $@
 
 # The package: --no-build-isolation builds against the torch above.
-$(BIN)/.installed: $(BIN)/.environment $(NATIVE)
+$(INSTALLED): $(ENVIRONMENT) $(NATIVE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
-demo: $(BIN)/.installed
+demo: $(INSTALLED)
 	$(BIN)/ifru demo $(ARGS)
 
 test: test-cpp test-python
 
-test-cpp: $(BIN)/.installed
+test-cpp: $(INSTALLED)
 	$(BIN)/cmake --build $(BUILD) --target ifru_tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
-test-python: $(BIN)/.installed
+test-python: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(BIN)/.installed
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: $(BIN)/.installed
+format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-sanitize: $(BIN)/.environment
+sanitize: $(ENVIRONMENT)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DIFRU_PYTHON=OFF -DIFRU_SANITIZE=ON
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DIFRU_PYTHON=OFF -DIFRU_SANITIZE=ON \
+		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
 	$(BIN)/cmake --build build/sanitize --target ifru_tests
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
-readme: $(BIN)/.installed
+readme: $(INSTALLED)
 	$(BIN)/ifru demo --out build/demo
 	cp build/demo/demo.png docs/demo.png
 	cp build/demo/report.json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/readme.py
 
-package: $(BIN)/.installed
+package: $(INSTALLED)
 	rm -rf build/package && mkdir -p build/package
 	IFRU_EXT_BUILD_DIR= $(BIN)/python -m build --no-isolation --outdir build/package .
 	$(PYTHON) -m venv build/package/venv

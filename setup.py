@@ -55,6 +55,8 @@ class CMakeBuild(build_ext):
             "IFRU_TORCH_VERSION": importlib.metadata.version("torch"),
             "IFRU_VERSION": self.distribution.get_version(),
             "IFRU_EXT_CUDA": os.environ.get("IFRU_EXT_CUDA", "auto"),
+            # In every run, also if empty: CMake would otherwise remember an earlier one.
+            "IFRU_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
             "IFRU_WERROR": os.environ.get("IFRU_EXT_WERROR", "OFF"),
         }
         configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]

@@ -1,4 +1,8 @@
-"""The command `ifru`, also `python -m ifru_ext`."""
+"""`python -m ifru_ext`: the command line, and what it says where its packages are missing.
+
+The command `ifru` is `ifru_command.py`: it sets OMP_WAIT_POLICY, which has to happen before this
+package imports torch, and then calls `main` here. `python -m ifru_ext` leaves it as it is.
+"""
 
 from __future__ import annotations
 

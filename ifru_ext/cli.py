@@ -1,13 +1,21 @@
-"""The command line. Exit codes: 0 done, 1 not converged, 2 bad input, 3 interrupted."""
+"""The command line.
+
+Exit codes: 0 done, 1 not converged, 2 bad input, 3 interrupted, 70 a defect of the program.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +28,7 @@ from torch import Tensor
 
 from ifru_ext import datasets
 from ifru_ext._native import native
+from ifru_ext.bench.command import bench
 from ifru_ext.demo import DemoResult, DemoSettings, run_demo
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, listing
@@ -30,19 +39,29 @@ from ifru_ext.influence import UnlearnReport, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import StoredModel, load_model, save_model
+from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.report.picture import demo_picture
+from ifru_ext.solvers import SolveReason
 from ifru_ext.train import TrainProgress, train
 
 __all__ = ["run"]
 
+
+class _Output(Console):
+    """A console that leaves a reader who has gone away to `run`; rich's own exits with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Removes training data from a trained recommender as if it had been retrained without it.",
 )
-out = Console(highlight=False)
+app.add_typer(bench, name="bench")
+out = _Output(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 DataArgument = Annotated[
@@ -56,32 +75,85 @@ LabelColumn = Annotated[
 Threshold = Annotated[
     float | None, typer.Option(help="Makes labels of ratings: 1 where the rating is at least this.")
 ]
+_IDS_HELP = (
+    "ids separated by commas, in double quotes where an id has a comma or begins with a space; "
+    "may be given several times."
+)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON to the standard output.")]
 
+_DEFAULTS = DemoSettings()
 
+_NOT_CONVERGED = 1
+_BAD_INPUT = 2
+_INTERRUPTED = 3
+_DEFECT = 70  # EX_SOFTWARE of sysexits.h
+_READER_GONE = 141  # what a shell reports of a command that SIGPIPE ended
 # What typer's versions make of Ctrl-C: an exit code, or an exception.
 _TYPER_INTERRUPTED = 130
+# torch has no type for what its CPU allocator says, nor for a bad_alloc of an op.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed")
 
 
 def run() -> int:
     """Runs the command line; returns the exit code."""
     try:
         code = app(standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone away is noticed without a traceback
     except (KeyboardInterrupt, typer.Abort):
         code = _TYPER_INTERRUPTED
-    except (ValueError, OSError) as error:
-        # Every sentence about bad input is one of these; anything else is a defect and shows.
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        return 2
+    except BrokenPipeError:
+        _drop_output()
+        return _READER_GONE
     except Exception as error:
-        if not hasattr(error, "format_message"):  # a usage error of typer's
-            raise
-        err.print(f"error: {error.format_message()}", markup=False, soft_wrap=True)
-        return 2
+        sentence = _sentence(error)
+        if sentence is None:
+            traceback.print_exc()
+            err.print("this is a defect of ifru-ext, not of what it was given; please report it")
+            return _DEFECT
+        err.print(f"error: {sentence}", markup=False, soft_wrap=True)
+        return _BAD_INPUT
     if code == _TYPER_INTERRUPTED:
         err.print("interrupted; no file was left half-written")
-        return 3
+        return _INTERRUPTED
     return int(code)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say of an error; None if it is a defect, of which the traceback has to be seen."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        named = error.filename is not None and error.strerror is not None
+        return f"{error.filename}: {error.strerror}" if named else str(error)
+    if hasattr(error, "format_message"):  # a usage error of typer's
+        return str(error.format_message())
+    out_of_memory = isinstance(error, RuntimeError) and any(t in str(error) for t in _OUT_OF_MEMORY)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "the memory is not enough; fewer rows or a smaller dim need less"
+    return None
+
+
+def _drop_output() -> None:
+    """Lets the interpreter flush at its end, without a complaint, what nobody reads."""
+    with suppress(OSError, ValueError):  # no file descriptor: the output was replaced
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        out.print(f"ifru-ext {native.build['version']}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        text = context.get_help()
+        if text:  # else rich has printed it
+            out.print(text, markup=False)
+        raise typer.Exit(_BAD_INPUT)
 
 
 @app.command()
@@ -93,6 +165,7 @@ def info(as_json: JsonFlag = False) -> None:
         "built_with": native.build,
         "cuda_reason": native.cuda_reason,
         "cuda_device": _cuda_device(),
+        "computing": "train and unlearn compute on the CPU; CUDA has a kernel for propagate only",
     }
     if as_json:
         _print_json(values)
@@ -112,15 +185,14 @@ def info(as_json: JsonFlag = False) -> None:
             f"{'loaded' if native.cuda_loaded else 'not loaded'}: {native.cuda_reason}",
         ),
         ("CUDA device", values["cuda_device"]),
+        ("computing", values["computing"]),
     ):
         table.add_row(f"[bold]{name}[/bold]", str(text))
     out.print(table)
 
 
 def _cuda_device() -> str:
-    if not torch.cuda.is_available():
-        return "none is visible; computing on the CPU"
-    return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none is visible"
 
 
 @app.command()
@@ -133,7 +205,9 @@ def demo(
     dataset: Annotated[
         Literal["ml-100k", "synthetic"], typer.Option(help="Where no data file is given.")
     ] = "ml-100k",
-    seed: Annotated[int, typer.Option(help="Of split, fake ratings and training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of split, fake ratings and training.")
+    ] = _DEFAULTS.seed,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
         "demo-out"
     ),
@@ -143,8 +217,9 @@ def demo(
 
     Example: ifru demo --data ratings.csv --label-column stars --threshold 4
     """
+    settings = DemoSettings(seed=seed)
     interactions = _demo_data(data, user_column, item_column, label_column, threshold, dataset)
-    with _progress() as progress:
+    with _output_folder(folder), _progress() as progress:
         task = progress.add_task("", total=None)
 
         def show(name: str, p: TrainProgress) -> None:
@@ -152,16 +227,13 @@ def demo(
             total = p.n_steps if p.phase == "adam" else None
             progress.update(task, description=text, completed=p.step, total=total)
 
-        result = run_demo(interactions, DemoSettings(seed=seed), callback=show)
-    save_model(
-        folder,
-        result.model,
-        result.settings.objective,
-        result.retained,
-    )
-    report = json.dumps(result.to_json(), indent=2) + "\n"
-    write_atomic(folder / "report.json", report.encode())
-    write_atomic(folder / "demo.png", demo_picture(result))
+        result = run_demo(interactions, settings, callback=show)
+        _check_solved(result.report)
+        _write(
+            folder,
+            *(result.model, settings.objective, result.retained),
+            {"report.json": _json(result.to_json()), "demo.png": demo_picture(result)},
+        )
     if as_json:
         _print_json(result.to_json())
     else:
@@ -212,12 +284,16 @@ def _print_demo(result: DemoResult, folder: Path) -> None:
         )
     out.print(table)
     out.print("|dp|: mean |difference of the predicted probability| to the retrained model.")
-    out.print(
-        f"On the fake rows alone it was {result.fake_distance['original']:.5f} and is "
-        f"{result.fake_distance['unlearned']:.5f}."
-    )
+    if result.fake_distance is not None:
+        out.print(
+            f"On the fake rows alone it was {result.fake_distance['original']:.5f} and is "
+            f"{result.fake_distance['unlearned']:.5f}."
+        )
     _print_solve(report)
-    out.print(f"Unlearning took {result.speed_ratio:.0f} times less time than retraining.")
+    out.print(
+        f"Unlearning (median of three runs) took {result.speed_ratio:.0f} times less time than "
+        "retraining (median of the two)."
+    )
     out.print(
         f"Written: {folder}/model.safetensors, model.json, report.json, demo.png", markup=False
     )
@@ -243,12 +319,17 @@ def train_command(
     threshold: Threshold = None,
     kind: Annotated[Literal["lightgcn", "mf"], typer.Option(help="The model.")] = "lightgcn",
     loss: Annotated[Literal["bce", "mse"], typer.Option(help="The loss.")] = "bce",
-    dim: Annotated[int, typer.Option(help="Number of features.")] = 64,
-    layers: Annotated[int, typer.Option(help="Propagation layers of LightGCN.")] = 2,
-    l2: Annotated[float, typer.Option(help="Ridge of every row.")] = 0.8,
-    l2_per_sample: Annotated[float, typer.Option(help="Ridge per interaction.")] = 0.006,
-    epochs: Annotated[int, typer.Option(help="Passes of Adam.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of embeddings and row order.")] = 0,
+    dim: Annotated[int, typer.Option(help="Number of features.")] = _DEFAULTS.dim,
+    layers: Annotated[
+        int, typer.Option(help="Propagation layers of LightGCN.")
+    ] = _DEFAULTS.n_layers,
+    l2: Annotated[float, typer.Option(help="Ridge of every row.")] = _DEFAULTS.l2,
+    l2_per_sample: Annotated[
+        float, typer.Option(help="Ridge per interaction.")
+    ] = _DEFAULTS.l2_per_sample,
+    epochs: Annotated[int, typer.Option(help="Passes of Adam.")] = _DEFAULTS.epochs,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = _DEFAULTS.learning_rate,
+    seed: Annotated[int, typer.Option(help="Of embeddings and row order.")] = _DEFAULTS.seed,
     polish: Annotated[bool, typer.Option(help="Newton steps to a stationary point.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -256,11 +337,16 @@ def train_command(
 
     Example: ifru train ratings.csv --threshold 4 --out model
     """
+    objective = Objective(loss=loss, l2=l2, l2_per_sample=l2_per_sample)
+    if polish and l2 == 0 and l2_per_sample == 0:
+        raise InputError(
+            "--l2, --l2-per-sample: expected one > 0, got none, without which there is no "
+            "stationary point to polish to; --no-polish trains without"
+        )
     interactions = read_interactions(
         data, user=user_column, item=item_column, label=label_column, threshold=threshold
     )
-    objective = Objective(loss=loss, l2=l2, l2_per_sample=l2_per_sample)
-    with _progress() as progress:
+    with _output_folder(folder), _progress() as progress:
         task = progress.add_task("", total=None)
 
         def show(p: TrainProgress) -> None:
@@ -274,26 +360,27 @@ def train_command(
             dim=dim,
             n_layers=layers,
             epochs=epochs,
+            learning_rate=learning_rate,
             seed=seed,
-            polish_rtol=1e-4 if polish else None,
+            polish_rtol=_DEFAULTS.polish_rtol if polish else None,
             callback=show,
         )
-    reading = {"user": user_column, "item": item_column, "label": label_column}
-    save_model(folder, result.model, objective, interactions)
-    summary = {
-        "model": str(folder),
-        "interactions": len(interactions),
-        "users": interactions.n_users,
-        "items": interactions.n_items,
-        "stationary": None if result.polish is None else result.polish.converged,
-        "columns": reading,
-    }
+        summary = {
+            "model": str(folder),
+            "interactions": len(interactions),
+            "users": interactions.n_users,
+            "items": interactions.n_items,
+            "stationary": None if result.polish is None else result.polish.converged,
+            "columns": {"user": user_column, "item": item_column, "label": label_column},
+        }
+        # A report too, lest one of an earlier model in this folder is taken for this one's.
+        _write(folder, result.model, objective, interactions, {"report.json": _json(summary)})
     if as_json:
         _print_json(summary)
     else:
         out.print(f"Trained on {len(interactions)} rows; written to {folder}", markup=False)
     if result.polish is not None and not result.polish.converged:
-        raise typer.Exit(1)
+        raise typer.Exit(_NOT_CONVERGED)
 
 
 @app.command("unlearn")
@@ -301,8 +388,8 @@ def unlearn_command(
     model: Annotated[Path, typer.Argument(help="Folder of the trained model.")],
     data: DataArgument,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the new model.")],
-    users: Annotated[str, typer.Option(help="Users to forget: ids separated by commas.")] = "",
-    items: Annotated[str, typer.Option(help="Items to forget: ids separated by commas.")] = "",
+    users: Annotated[list[str] | None, typer.Option(help=f"Users to forget: {_IDS_HELP}")] = None,
+    items: Annotated[list[str] | None, typer.Option(help=f"Items to forget: {_IDS_HELP}")] = None,
     rows: Annotated[Path | None, typer.Option(help="File of rows (user, item) to forget.")] = None,
     before: Annotated[
         float | None, typer.Option(help="Forget what has an earlier timestamp.")
@@ -314,6 +401,10 @@ def unlearn_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Forgets users, items, rows or what is old, without retraining.
+
+    Users and items keep their numbers: one left without rows keeps its id, but has no features.
+
+    The new model stands on the data without the forgotten rows, in the same order.
 
     Example: ifru unlearn model ratings.csv --threshold 4 --users 17,42 --out model-without
     """
@@ -332,14 +423,16 @@ def unlearn_command(
         interactions=(
             None if rows is None else _rows(rows, user_column, item_column, stored, interactions)
         ),
-        users=_ids("--users", users, stored.user_ids),
-        items=_ids("--items", items, stored.item_ids),
+        users=_ids("--users", users or [], stored.user_ids),
+        items=_ids("--items", items or [], stored.item_ids),
         before=before,
     )
-    result = unlearn(stored.model, interactions, forget, objective=stored.objective)
-    save_model(folder, result.model, stored.objective, result.retained)
-    report = result.report.to_json()
-    write_atomic(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    with _output_folder(folder):
+        result = unlearn(stored.model, interactions, forget, objective=stored.objective)
+        _check_solved(result.report)
+        report = result.report.to_json()
+        kept = result.model, stored.objective, result.retained
+        _write(folder, *kept, {"report.json": _json(report)})
     if as_json:
         _print_json(report)
     else:
@@ -350,12 +443,31 @@ def unlearn_command(
         )
         _print_solve(result.report)
     if not result.solve.converged:
-        raise typer.Exit(1)
+        raise typer.Exit(_NOT_CONVERGED)
 
 
-def _ids(option: str, text: str, id_map: IdMap | None) -> npt.NDArray[np.int64] | None:
-    """Original ids, separated by commas, to numbers; None for none."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+def _check_solved(report: UnlearnReport) -> None:
+    """Ends the command where the solve met NaN or infinity: such a model is of no use to anybody.
+
+    Raises:
+        typer.Exit: It did.
+    """
+    if report.solve_reason.startswith(SolveReason.NONFINITE.name):
+        err.print("the solve met a NaN or infinity; nothing was written")
+        raise typer.Exit(_NOT_CONVERGED)
+
+
+def _ids(option: str, texts: list[str], id_map: IdMap | None) -> npt.NDArray[np.int64] | None:
+    """Original ids, each text a record of CSV, to numbers; None for none."""
+    parts: list[str] = []
+    for text in texts:
+        try:
+            (record,) = csv.reader([text], skipinitialspace=True, strict=True)
+        except (csv.Error, ValueError):
+            raise InputError(
+                f"{option}: expected {_IDS_HELP}".rstrip(".") + f", got {text!r}"
+            ) from None
+        parts += filter(None, record)
     if not parts:
         return None
     if id_map is not None:
@@ -388,6 +500,70 @@ def _rows(path: Path, user: str, item: str, stored: StoredModel, data: Interacti
 
 
 @contextmanager
+def _output_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and tries it, so that no long computation ends in its being refused.
+
+    Where the body fails before it has written anything, the folders that were made go again.
+
+    Raises:
+        InputError: It cannot be made or written to.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"--out: expected a folder that can be written to, got {folder} "
+                f"({error.strerror or error})"
+            ) from None
+        yield
+    except BaseException:
+        for path in made:  # the innermost first
+            with suppress(OSError):  # it is not empty, or was never made
+                path.rmdir()
+        raise
+
+
+def _write(
+    folder: Path,
+    model: RecommenderModel,
+    objective: Objective,
+    data: Interactions,
+    files: dict[str, bytes],
+) -> None:
+    """Writes a model, then what belongs to it.
+
+    Raises:
+        OSError: The text says what is written already.
+    """
+    save_model(folder, model, objective, data)
+    name = ""
+    try:
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: the model is written, but {name} is not ({error.strerror or error})"
+        ) from error
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    """JSON, which has no NaN and no infinity: null in their place."""
+    return (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar on the terminal; nothing where the error output is not one."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -396,5 +572,4 @@ def _progress() -> Iterator[Progress]:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    json.dump(values, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    out.out(_json(values).decode(), highlight=False, end="")

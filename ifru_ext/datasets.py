@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ifru_ext.errors import InputError, listing
+from ifru_ext.errors import InputError, as_integer, listing
 from ifru_ext.files import write_atomic
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
@@ -276,7 +276,7 @@ def synthetic(
         n_interactions: Number of rows, at most n_users * n_items; tens of millions are possible.
         rank: Number of planted factors.
         noise: Standard deviation of the Gaussian noise on the logit, >= 0.
-        seed: A number >= 0.
+        seed: In [0, 2**63).
 
     Returns:
         The interactions in the order of their timestamps (epoch seconds, evenly over two years).
@@ -284,10 +284,10 @@ def synthetic(
     Raises:
         InputError: A number is out of range.
     """
-    counts = {"n_users": n_users, "n_items": n_items, "n_interactions": n_interactions}
-    for name, value in {**counts, "rank": rank}.items():
-        if value < 1:
-            raise InputError(f"{name}: expected a positive integer, got {value}")
+    n_users = as_integer("n_users", n_users, 1)
+    n_items = as_integer("n_items", n_items, 1)
+    n_interactions = as_integer("n_interactions", n_interactions, 1)
+    rank = as_integer("rank", rank, 1)
     if n_interactions > n_users * n_items:
         raise InputError(
             f"n_interactions: expected at most n_users * n_items = {n_users * n_items}, "
@@ -307,9 +307,7 @@ def synthetic(
 
 def _generators(seed: int) -> Iterator[np.random.Generator]:
     """Independent generators for factors, pairs, labels and times."""
-    if seed < 0:
-        raise InputError(f"seed: expected a number >= 0, got {seed}")
-    return map(np.random.default_rng, np.random.SeedSequence(seed).spawn(4))
+    return map(np.random.default_rng, np.random.SeedSequence(as_integer("seed", seed, 0)).spawn(4))
 
 
 def _draw_pairs(
@@ -366,7 +364,7 @@ def train_test_split(
     Args:
         data: n >= 2 interactions.
         test: Share of the rows to hold out, in (0, 1); at least one row is, and one is not.
-        seed: Of the random choice, >= 0.
+        seed: Of the random choice, in [0, 2**63).
 
     Returns:
         The training and the test rows, each in the order of `data`.
@@ -379,8 +377,7 @@ def train_test_split(
         raise InputError(f"data: expected at least two rows to split, got {n}")
     if not 0 < test < 1:
         raise InputError(f"test: expected a share between 0 and 1, got {test}")
-    if seed < 0:
-        raise InputError(f"seed: expected a number >= 0, got {seed}")
+    seed = as_integer("seed", seed, 0)
     n_test = min(max(round(test * n), 1), n - 1)
     held_out = np.zeros(n, dtype=bool)
     held_out[np.random.default_rng(seed).permutation(n)[:n_test]] = True

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import SupportsIndex
 
-__all__ = ["InputError", "as_integer", "as_seed", "listing", "type_names"]
+__all__ = ["InputError", "as_integer", "listing", "type_names"]
 
 
 class InputError(ValueError):
@@ -39,7 +39,7 @@ def type_names(types: set[type]) -> str:
 
 
 def as_integer(name: str, value: SupportsIndex, least: int) -> int:
-    """Checks a whole number: of Python, NumPy or torch, but no bool.
+    """Checks a whole number, a size or a seed: of Python, NumPy or torch, but no bool.
 
     Args:
         name: What an error calls it.
@@ -47,7 +47,7 @@ def as_integer(name: str, value: SupportsIndex, least: int) -> int:
         least: The smallest one allowed.
 
     Raises:
-        InputError: It is no integer, or smaller.
+        InputError: It is no integer, smaller, or of more than 64 bits.
     """
     try:
         number = operator.index(value)
@@ -57,16 +57,6 @@ def as_integer(name: str, value: SupportsIndex, least: int) -> int:
         raise InputError(f"{name}: expected an integer >= {least}, got {value!r}")
     if number < least:
         raise InputError(f"{name}: expected at least {least}, got {number}")
+    if number >= 2**63:
+        raise InputError(f"{name}: expected an integer below 2**63, got {number}")
     return number
-
-
-def as_seed(value: SupportsIndex) -> int:
-    """Checks a seed of random numbers: what both torch and NumPy take.
-
-    Raises:
-        InputError: It is no integer in [0, 2**63).
-    """
-    seed = as_integer("seed", value, 0)
-    if seed >= 2**63:
-        raise InputError(f"seed: expected an integer below 2**63, got {seed}")
-    return seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ifru_ext.adjacency import Adjacency
 from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
-from ifru_ext.errors import InputError
+from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 
 __all__ = ["Interactions"]
@@ -226,14 +225,7 @@ def _size(name: str, size: int | None, ids_name: str, ids: IdMap | None) -> int 
         raise InputError(f"{ids_name}: expected an IdMap, got {type(ids).__name__}")
     if size is None:
         return None if ids is None else len(ids)
-    try:
-        size = operator.index(size)
-    except TypeError:
-        raise InputError(
-            f"{name}: expected a positive integer, got {type(size).__name__}"
-        ) from None
-    if size < 1:
-        raise InputError(f"{name}: expected a positive integer, got {size}")
+    size = as_integer(name, size, 1)
     if ids is not None and len(ids) != size:
         raise InputError(f"{ids_name}: expected one id for each of {size}, got {len(ids)}")
     return size

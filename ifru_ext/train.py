@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.adjacency import Adjacency
-from ifru_ext.errors import InputError, as_integer, as_seed
+from ifru_ext.errors import InputError, as_integer
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel, check_dtype
@@ -110,7 +110,7 @@ def train(
     n_layers = as_integer("n_layers", n_layers, 0)
     epochs = as_integer("epochs", epochs, 0)
     batch_size = as_integer("batch_size", batch_size, 1)
-    seed = as_seed(seed)
+    seed = as_integer("seed", seed, 0)
     for name, number in (("learning_rate", learning_rate), ("init_scale", init_scale)):
         _check_positive(name, number)
     check_dtype(dtype)

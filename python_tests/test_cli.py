@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -12,8 +14,13 @@ from problems import make_learnable
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ifru_ext import load_model
+import ifru_ext
+from ifru_ext import cli, load_model
 from ifru_ext.__main__ import main
+from ifru_ext._native import native
+from ifru_ext.demo import DemoSettings
+from ifru_ext.influence import unlearn
+from ifru_ext.solvers import SolveReason
 
 
 @pytest.fixture
@@ -60,12 +67,15 @@ def test_info_says_what_is_in_use_and_why(ifru):
         "in use, of baseline",
         "CUDA kernels",
         "CUDA device",
+        "train and unlearn compute on the CPU",
     ):
-        assert word in out
+        assert word in " ".join(out.split())
     code, out, _ = ifru("info", "--json")
     values = json.loads(out)
     assert values["isa"] in values["isa_supported"]
-    assert values["cuda_kernels"] is (torch.version.cuda is not None) or values["cuda_reason"]
+    assert values["cuda_kernels"] is native.cuda_loaded
+    assert values["cuda_reason"] == native.cuda_reason != ""
+    assert "CUDA has a kernel for propagate only" in values["computing"]
 
 
 def test_help_names_every_command(ifru):
@@ -73,6 +83,17 @@ def test_help_names_every_command(ifru):
     assert code == 0
     for command in ("info", "demo", "train", "unlearn"):
         assert command in out
+
+
+def test_without_arguments_there_is_help_and_nothing_else(ifru):
+    code, out, err = ifru()
+    assert code == 2
+    assert out.strip() == ifru("--help")[1].strip()
+    assert err == ""
+
+
+def test_version(ifru):
+    assert ifru("--version") == (0, f"ifru-ext {ifru_ext.__version__}\n", "")
 
 
 def test_train_then_unlearn_users_items_and_rows(ifru, tmp_path, ratings, model):
@@ -87,6 +108,8 @@ def test_train_then_unlearn_users_items_and_rows(ifru, tmp_path, ratings, model)
         ratings,
         "--users",
         "u3, u7",
+        "--users",
+        "u9",
         "--items",
         "i5",
         "--rows",
@@ -99,13 +122,13 @@ def test_train_then_unlearn_users_items_and_rows(ifru, tmp_path, ratings, model)
     assert "not a privacy theorem" in " ".join(text.split())
     before, after = load_model(model), load_model(out)
     report = json.loads((out / "report.json").read_text())
-    assert report["erased_users"] == 2
+    assert report["erased_users"] == 3
     assert report["erased_items"] == 1
-    assert (
-        report["request"] == {"interactions": 4, "users": 2, "items": 1}
-        or report["request"]["users"] == 2
-    )
-    index = after.user_ids.encode(["u3", "u7"])
+    named = {tuple(x.split(",")[:2]) for x in ratings.read_text().split()[5:9]}
+    pairs = [tuple(x.split(",")[:2]) for x in ratings.read_text().split()[1:]]
+    n_rows = sum(pair in named for pair in pairs)  # a pair may stand in several rows
+    assert report["request"] == {"interactions": n_rows, "users": 3, "items": 1}
+    index = after.user_ids.encode(["u3", "u7", "u9"])
     assert not after.model.user_embedding[torch.from_numpy(index)].any()
     assert before.model.user_embedding[torch.from_numpy(index)].any()
     assert after.user_ids == before.user_ids
@@ -118,6 +141,33 @@ def test_json_output_is_json(ifru, tmp_path, ratings, model):
     )
     assert code == 0
     assert json.loads(out)["n_forgotten"] > 0
+
+
+def test_ids_are_read_as_csv_is(ifru, tmp_path):
+    ids = ["plain", "with, comma", " led by a space", 'a "quote"']
+    lines = ["user,item,rating"]
+    for user in ids:
+        quoted = '"' + user.replace('"', '""') + '"'
+        lines += [f"{quoted},i{k},{k % 2}" for k in range(8)]
+    lines += [f"u{k % 5},i{k % 8},{k % 3 % 2}" for k in range(80)]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(lines) + "\n")
+    folder = tmp_path / "model"
+    assert ifru("train", path, "--out", folder, "--dim", 4, "--epochs", 1)[0] == 0
+    options = ["--users", 'plain, "with, comma"', "--users", '" led by a space","a ""quote"""']
+    code, _, err = ifru("unlearn", folder, path, *options, "--out", tmp_path / "out")
+    assert code == 0, err
+    after = load_model(tmp_path / "out")
+    assert not after.model.user_embedding[torch.from_numpy(after.user_ids.encode(ids))].any()
+    # The original id of a user who was erased stays: the others keep their numbers.
+    assert "plain" in after.user_ids.to_json()
+
+
+def test_the_defaults_are_the_demo_s(ifru, tmp_path, ratings):
+    assert ifru("train", ratings, "--out", tmp_path / "m")[0] == 0
+    stored, defaults = load_model(tmp_path / "m"), DemoSettings()
+    assert stored.objective == defaults.objective
+    assert (stored.model.dim, stored.model.n_layers) == (defaults.dim, defaults.n_layers)
 
 
 def test_demo_on_a_file_writes_everything(ifru, tmp_path, ratings):
@@ -142,7 +192,7 @@ def test_demo_on_a_file_writes_everything(ifru, tmp_path, ratings):
 
 
 def test_demo_without_network_says_so_in_one_line_and_goes_on(ifru, tmp_path, monkeypatch):
-    from ifru_ext import cli, datasets
+    from ifru_ext import datasets
 
     def unavailable(name):
         raise datasets.DatasetUnavailable(f"{name} cannot be downloaded (no network)")
@@ -157,13 +207,9 @@ def test_demo_without_network_says_so_in_one_line_and_goes_on(ifru, tmp_path, mo
     assert "retrained" in out
 
 
-def bad(lines):
-    """A ratings file with one thing wrong."""
-    return lambda tmp_path, ratings: (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
-
-
+# Lines of the file, None for no file; options; what the sentence says.
 BAD_TRAINING = {
-    "missing file": (None, ["no-such-file.csv"], "expected a file"),
+    "missing file": (None, [], "expected a file"),
     "missing column": (
         ["person,item,rating", "a,b,1"],
         [],
@@ -186,7 +232,7 @@ BAD_TRAINING = {
     ),
     "empty": ([""], [], "empty file"),
     "no rows": (["user,item,rating"], [], "got only a header"),
-    "bad option": (["user,item,rating", "a,b,1"], ["--dim", "0"], "dim: expected at least 1"),
+    "seed": (["user,item,rating", "a,b,1"], ["--seed", "-1"], "seed: expected at least 0, got -1"),
 }
 
 
@@ -194,15 +240,33 @@ BAD_TRAINING = {
 @pytest.mark.parametrize("command", ["train", "demo"])
 def test_bad_training_data(ifru, tmp_path, monkeypatch, command, case):
     lines, options, text = BAD_TRAINING[case]
-    if command == "demo" and "--dim" in options:
-        options, text = [], "label: expected both positive and negative rows"
     monkeypatch.chdir(tmp_path)
-    path = options.pop(0) if lines is None and options else "bad.csv"
     if lines is not None:
         (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
-    source = [path] if command == "train" else ["--data", path]
+    source = ["bad.csv"] if command == "train" else ["--data", "bad.csv"]
     code, out, err = ifru(command, *source, "--out", tmp_path / "out", *options)
     refused(code, out, err, text, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--dim", "0"], "dim: expected at least 1, got 0"),
+        (["--seed", str(2**63)], "seed: expected an integer below 2**63"),
+        (["--l2", "0", "--l2-per-sample", "0"], "--no-polish trains without"),
+        (["--loss", "mse", "--learning-rate", "1e20"], "training diverged in epoch"),
+    ],
+)
+def test_bad_options_of_training(ifru, tmp_path, ratings, options, text):
+    folder = tmp_path / "made" / "out"
+    result = ifru("train", ratings, "--out", folder, *options)
+    refused(*result, text, tmp_path / "made")
+
+
+def test_demo_needs_both_labels(ifru, tmp_path):
+    (tmp_path / "one.csv").write_text("user,item,rating\na,b,1\n")
+    result = ifru("demo", "--data", tmp_path / "one.csv", "--out", tmp_path / "out")
+    refused(*result, "label: expected both positive and negative rows", tmp_path / "out")
 
 
 def refused(code, out, err, text, folder):
@@ -223,6 +287,7 @@ BAD_REQUESTS = {
         ["--users", ",".join(f"u{k}" for k in range(120))],
         "forget selects every interaction",
     ),
+    "an open quote": (["--users", '"u1'], "--users: expected ids separated by commas"),
     "no timestamps": (["--before", "3"], "expected data with timestamps"),
     "absent rows": (["--rows", "rows.csv"], "that are not in them"),
 }
@@ -264,11 +329,110 @@ def test_model_and_data_of_different_sizes_are_refused(ifru, tmp_path, model):
     refused(*result, "got unknown ['nobody']", tmp_path / "out")
 
 
-def test_an_unwritable_folder_is_one_sentence(ifru, tmp_path, ratings):
+@pytest.mark.parametrize("command", ["train", "demo", "unlearn"])
+@pytest.mark.parametrize("name", ["file", "file/folder"])
+def test_an_unusable_folder_is_refused_before_any_work(
+    ifru, tmp_path, monkeypatch, ratings, model, command, name
+):
+    for work in ("train", "run_demo", "unlearn"):
+        monkeypatch.setattr(cli, work, lambda *args, **options: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
-    code, _, err = ifru("train", ratings, "--out", tmp_path / "file", "--dim", 2, "--epochs", 1)
+    arguments = {
+        "train": [ratings],
+        "demo": ["--data", ratings],
+        "unlearn": [model, ratings, "--users", "u3"],
+    }[command]
+    code, out, err = ifru(command, *arguments, "--out", tmp_path / name)
     assert code == 2
+    assert "--out: expected a folder that can be written to, got" in err
     assert err.strip().count("\n") == 0
+    assert (out, (tmp_path / "file").read_text()) == ("", "")
+
+
+def test_a_full_disk_after_the_model_says_so(ifru, tmp_path, monkeypatch, ratings):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(cli, "write_atomic", full)
+    code, out, err = ifru("train", ratings, "--out", tmp_path / "m", "--dim", 2, "--epochs", 1)
+    assert code == 2
+    assert "the model is written, but report.json is not (No space left on device)" in err
+    assert err.strip().count("\n") == 0
+    assert out == ""
+    assert load_model(tmp_path / "m").model.dim == 2
+
+
+def test_training_into_a_used_folder_replaces_its_report(ifru, ratings, model):
+    (model / "report.json").write_text('{"n_forgotten": 5}')
+    assert ifru("train", ratings, "--out", model, "--dim", 2, "--epochs", 1)[0] == 0
+    report = json.loads((model / "report.json").read_text())
+    assert "n_forgotten" not in report
+    assert report["interactions"] == 2000
+
+
+def test_a_model_of_a_failed_solve_is_not_written(ifru, tmp_path, monkeypatch, ratings, model):
+    import dataclasses
+
+    def failing(*args, **options):
+        result = unlearn(*args, **options)
+        reason = f"{SolveReason.NONFINITE.name}: {SolveReason.NONFINITE.value}"
+        report = dataclasses.replace(result.report, solve_reason=reason, residual=float("nan"))
+        return dataclasses.replace(result, report=report)
+
+    monkeypatch.setattr(cli, "unlearn", failing)
+    result = ifru("unlearn", model, ratings, "--users", "u3", "--out", tmp_path / "out")
+    assert result == (1, "", "the solve met a NaN or infinity; nothing was written\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected_code", "text"),
+    [
+        (MemoryError(), 2, "error: the memory is not enough"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "error: the memory is not enough",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 2, "error: f: Permission denied"),
+        (ValueError("some defect"), 70, "ValueError: some defect"),
+        (RuntimeError("some defect"), 70, "RuntimeError: some defect"),
+    ],
+)
+def test_what_becomes_of_other_errors(
+    ifru, tmp_path, monkeypatch, ratings, error, expected_code, text
+):
+    def failing(*args, **options):
+        raise error
+
+    monkeypatch.setattr(cli, "train", failing)
+    code, out, err = ifru("train", ratings, "--out", tmp_path / "out")
+    assert code == expected_code
+    assert text in err
+    assert ("Traceback" in err) is (code == 70)
+    assert err.strip().count("\n") == 0 or code == 70
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--version"]])
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        answer = subprocess.run(
+            [sys.executable, "-m", "ifru_ext", *arguments],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (answer.returncode, answer.stderr) == (141, "")
+
+
+def test_json_has_no_nan():
+    values = {"a": float("nan"), "b": [1.0, float("inf")], "c": ("x", None, 2)}
+    assert json.loads(cli._json(values)) == {"a": None, "b": [1.0, None], "c": ["x", None, 2]}
 
 
 def test_usage_errors_exit_with_2(ifru):
@@ -277,8 +441,6 @@ def test_usage_errors_exit_with_2(ifru):
 
 
 def test_interruption_exits_with_3(ifru, monkeypatch, ratings, tmp_path):
-    from ifru_ext import cli
-
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 

@@ -325,14 +325,18 @@ def test_degrees_follow_a_power_law() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"n_users": 0}, "n_users: expected a positive integer, got 0"),
-        ({"n_items": -1}, "n_items: expected a positive integer, got -1"),
-        ({"n_interactions": 0}, "n_interactions: expected a positive integer, got 0"),
-        ({"rank": 0}, "rank: expected a positive integer, got 0"),
+        ({"n_users": 0}, "n_users: expected at least 1, got 0"),
+        ({"n_items": -1}, "n_items: expected at least 1, got -1"),
+        ({"n_interactions": 0}, "n_interactions: expected at least 1, got 0"),
+        ({"rank": 0}, "rank: expected at least 1, got 0"),
+        ({"n_users": 3.5}, "n_users: expected an integer >= 1, got 3.5"),
+        ({"rank": True}, "rank: expected an integer >= 1, got True"),
         ({"n_users": 2, "n_items": 3, "n_interactions": 7}, "at most n_users * n_items = 6, got 7"),
         ({"noise": -1.0}, "noise: expected a finite number >= 0, got -1.0"),
         ({"noise": float("nan")}, "noise: expected a finite number >= 0, got nan"),
-        ({"seed": -1}, "seed: expected a number >= 0, got -1"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": 1.5}, "seed: expected an integer >= 0, got 1.5"),
+        ({"seed": 2**63}, "seed: expected an integer below 2**63, got 9223372036854775808"),
     ],
 )
 def test_synthetic_refuses(arguments: dict[str, Any], sentence: str) -> None:
@@ -370,7 +374,8 @@ def test_the_seed_decides_the_split() -> None:
         (5, {"test": 0.0}, "test: expected a share between 0 and 1, got 0.0"),
         (5, {"test": 1}, "test: expected a share between 0 and 1, got 1"),
         (5, {"test": float("nan")}, "test: expected a share between 0 and 1, got nan"),
-        (5, {"seed": -3}, "seed: expected a number >= 0, got -3"),
+        (5, {"seed": -3}, "seed: expected at least 0, got -3"),
+        (5, {"seed": "7"}, "seed: expected an integer >= 0, got '7'"),
     ],
 )
 def test_split_refuses(rows: int, arguments: dict[str, Any], sentence: str) -> None:

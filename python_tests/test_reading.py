@@ -422,6 +422,18 @@ def test_the_first_bad_number_is_found_in_a_long_file(read: ReadText) -> None:
         read("user,item,label\n" + "".join(lines))
 
 
+@pytest.mark.parametrize(
+    "row", ["a,b,1,x,3", "a,b,1,-1,3", "a,b,1,1,later", "a,,1,1,3", "a,b,nan,1,3", "a,b,1,1"]
+)
+def test_the_path_is_named_once(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"user,item,label,weight,timestamp\n{row}\n")
+    with pytest.raises(InputError) as error:
+        read_interactions(path, weight="weight")
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).count(str(path)) == 1
+
+
 def test_pyarrow_is_asked_for_by_name(read: ReadText, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pyarrow", "pyarrow.csv", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, module, None)

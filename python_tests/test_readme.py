@@ -1,10 +1,15 @@
-"""The README's example runs, and its generated parts are what the JSON says."""
+"""The README's example runs, its generated parts are what the JSON says, and that is enough."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
+
+from demo_bounds import check_demo
+
+from ifru_ext.demo import DemoSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,6 +30,21 @@ def test_the_generated_parts_are_up_to_date():
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
     assert readme.generate(README) == README
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def test_the_demo_reaches_what_it_has_to():
+    check_demo(result("demo.json"))
+
+
+def test_the_demo_has_the_settings_that_were_chosen():
+    chosen, settings = result("demo_settings.json")["chosen"], DemoSettings()
+    assert chosen == {"l2": settings.l2, "l2_per_sample": settings.l2_per_sample}
+    shown = result("demo.json")["settings"]
+    assert (shown["l2"], shown["l2_per_sample"]) == (settings.l2, settings.l2_per_sample)
 
 
 def test_every_op_is_listed():

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from ifru_ext import Interactions, load_model, save_model
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
+from ifru_ext.io import store
 
 
 def with_ids(data, kind):
@@ -54,6 +55,21 @@ def test_only_the_two_files_are_left(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
+def test_a_failed_description_is_told_from_a_failed_model(tmp_path, monkeypatch):
+    model, data, objective = make_problem()
+    written = []
+
+    def full_disk(path, content):
+        if path.name == "model.json":
+            raise OSError(28, "No space left on device")
+        written.append(path.name)
+
+    monkeypatch.setattr(store, "write_atomic", full_disk)
+    with pytest.raises(OSError, match=r"the model is written, but model\.json is not \(No space"):
+        save_model(tmp_path, model, objective, data)
+    assert written == ["model.safetensors"]
+
+
 def test_other_data_is_noticed(tmp_path):
     model, data, objective = make_problem()
     save_model(tmp_path, model, objective, data)
@@ -79,6 +95,16 @@ def test_what_is_not_a_model_is_refused(tmp_path):
     [
         (lambda d, t: d.update(format="ifru-ext model 99"), "expected format"),
         (lambda d, t: d.update(kind="tree"), "is damaged .*unknown kind 'tree'"),
+        (lambda d, t: d.update(n_users=14), "is damaged .n_users: expected 15 .* got 14"),
+        (lambda d, t: d.update(n_items=None), "is damaged .n_items: expected 12 .* got None"),
+        (
+            lambda d, t: d.update(alpha=[0.5, float("inf"), 0.5]),
+            "is damaged .alpha: expected finite",
+        ),
+        (
+            lambda d, t: t.update({"item_ids.offsets": t["item_ids.offsets"][:-1]}),
+            "is damaged .item_ids: expected 12 .* got 11",
+        ),
         (lambda d, t: d.pop("objective"), "is damaged .*objective"),
         (lambda d, t: d["objective"].update(l2=-1), "is damaged .*l2"),
         (lambda d, t: t.pop("item_embedding"), "is damaged .*item_embedding"),

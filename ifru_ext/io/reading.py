@@ -105,13 +105,14 @@ def read_interactions(
     labels: npt.NDArray[Any] | None = table.numbers("label")
     if labels is not None and threshold is not None:
         labels = labels >= threshold
+    weights, times = table.numbers("weight"), table.times("timestamp")
     try:
         return Interactions(
             user_index,
             item_index,
             labels,
-            weight=table.numbers("weight"),
-            timestamp=table.times("timestamp"),
+            weight=weights,
+            timestamp=times,
             user_ids=user_ids,
             item_ids=item_ids,
         )

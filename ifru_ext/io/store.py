@@ -35,6 +35,7 @@ __all__ = ["StoredModel", "load_model", "save_model"]
 _FORMAT = "ifru-ext model 1"
 _TENSORS = "model.safetensors"
 _DESCRIPTION = "model.json"
+_ID_MAPS = ("user_ids", "item_ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,9 @@ class StoredModel:
     def check_data(self, data: Interactions) -> None:
         """Checks that these are the interactions that the model stands on.
 
+        A model that was unlearned stands on the rows it had without the forgotten ones, in the
+        same order.
+
         Raises:
             InputError: They are others.
         """
@@ -65,7 +69,8 @@ class StoredModel:
             raise InputError(
                 f"data: expected the interactions that the model was made from (fingerprint "
                 f"{self.fingerprint[:12]}), got others ({data.fingerprint()[:12]}); give the same "
-                "file and the same columns and threshold"
+                "rows in the same order, columns and threshold, and for a model that was unlearned "
+                "those rows without the forgotten ones"
             )
 
 
@@ -77,6 +82,10 @@ def save_model(
 ) -> None:
     """Writes a model; an existing one in the folder is replaced in one step.
 
+    First `model.safetensors` is replaced, then `model.json`. A crash between the two leaves the new
+    model with the old description beside it: `load_model` reads the first file alone, and writing
+    the model again puts the second right.
+
     Args:
         folder: Made if it does not exist.
         model: The model.
@@ -85,7 +94,8 @@ def save_model(
 
     Raises:
         ValueError: Model and data have different sizes.
-        OSError: The folder cannot be written to.
+        OSError: The folder cannot be written to. Nothing was changed, unless the text says that the
+            model is written and its description is not.
     """
     objective.check(model, data)
     description: dict[str, Any] = {
@@ -111,15 +121,20 @@ def save_model(
         half = a.n_interactions
         tensors["graph.rowptr"] = a.rowptr[: a.n_users + 1]
         tensors["graph.item"] = a.neighbor[:half] - a.n_users
-    for name, ids in (("user_ids", data.user_ids), ("item_ids", data.item_ids)):
+    for name, ids in zip(_ID_MAPS, (data.user_ids, data.item_ids), strict=True):
         if ids is not None:
             tensors.update(_ids_to_tensors(name, ids))
-    text = json.dumps(description, indent=2)
+    text = json.dumps(description, indent=2, allow_nan=False)
     content = save({k: t.contiguous() for k, t in tensors.items()}, metadata={"ifru_ext": text})
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_atomic(path / _TENSORS, content)
-    write_atomic(path / _DESCRIPTION, (text + "\n").encode())
+    try:
+        write_atomic(path / _DESCRIPTION, (text + "\n").encode())
+    except OSError as error:
+        raise OSError(
+            f"{path}: the model is written, but {_DESCRIPTION} is not ({error.strerror or error})"
+        ) from error
 
 
 def load_model(folder: str | os.PathLike[str]) -> StoredModel:
@@ -146,13 +161,14 @@ def load_model(folder: str | os.PathLike[str]) -> StoredModel:
         raise InputError(f"{path}: expected a model written by ifru-ext, got other tensors")
     try:
         description = json.loads(text)
-        if description["format"] != _FORMAT:
-            raise InputError(f"{path}: expected format {_FORMAT!r}, got {description['format']!r}")
-        return _from_parts(description, tensors)
-    except InputError:
-        raise
+        found = description["format"]
+        if found == _FORMAT:
+            return _from_parts(description, tensors)
+    except InputError as error:
+        raise InputError(f"{path}: is damaged ({error})") from None
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+    raise InputError(f"{path}: expected format {_FORMAT!r}, got {found!r}")
 
 
 def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> StoredModel:
@@ -169,11 +185,20 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
         model = LightGCN(user, item, len(alpha) - 1, graph=graph, alpha=alpha)
     else:
         raise InputError(f"unknown kind {description['kind']!r}")
+    user_ids, item_ids = (_ids_from_tensors(n, description, tensors) for n in _ID_MAPS)
+    for name, size, expected in (
+        ("n_users", description["n_users"], model.n_users),
+        ("n_items", description["n_items"], model.n_items),
+        ("user_ids", model.n_users if user_ids is None else len(user_ids), model.n_users),
+        ("item_ids", model.n_items if item_ids is None else len(item_ids), model.n_items),
+    ):
+        if size != expected:
+            raise InputError(f"{name}: expected {expected} as in the embeddings, got {size}")
     return StoredModel(
         model=model,
         objective=Objective(**description["objective"]),
-        user_ids=_ids_from_tensors("user_ids", description, tensors),
-        item_ids=_ids_from_tensors("item_ids", description, tensors),
+        user_ids=user_ids,
+        item_ids=item_ids,
         fingerprint=str(description["data"]["fingerprint"]),
     )
 

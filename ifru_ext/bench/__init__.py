@@ -1,0 +1,1 @@
+"""The benchmarks behind `ifru bench`: shapes, contenders, timing and the report."""

@@ -1,0 +1,450 @@
+"""The contenders: each prepares what stays constant during a solve and returns the product itself.
+
+What is prepared is not timed: indices, patterns, values that do not depend on the vector, buffers.
+What is timed returns a new [N, d] tensor, so everybody pays for its own output. The forms in plain
+torch are the strongest that were found (benchmarks/NOTES.md says what else was tried).
+
+Byte counts are the traffic of the algorithm, in float32 with int32 ids: every gathered row counts
+in full, caches are not credited, and a read-modify-write counts twice. Notation: N nodes, E
+interactions, d features, R rows of the side that streams by, M of the other one (R + M = N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
+
+from ifru_ext import ops
+from ifru_ext.bench.problems import (
+    GAUSS_NEWTON,
+    HESSIAN,
+    N_LAYERS,
+    PROPAGATION,
+    RESTRICTED_NODES,
+    RESTRICTED_REQUEST,
+    HvpProblem,
+    PropagateProblem,
+)
+from ifru_ext.bench.timing import Call
+from ifru_ext.graph import BipartiteGraph
+
+__all__ = ["HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
+
+P = TypeVar("P")
+
+OURS = "ours"
+TORCH = "torch"
+AUTOGRAD = "autograd"
+
+_AUTOGRAD_LIMIT = 8 << 30  # bytes
+
+
+def _always(problem: object) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Contender(Generic[P]):
+    """One way to compute a product.
+
+    Attributes:
+        name: In tables and JSON.
+        product: What it computes.
+        kind: "ours", "torch" (a form in plain torch: the bar is the fastest of them), "autograd".
+        prepare: Makes the function that is timed, for the number of threads in force.
+        n_bytes: The traffic of one call; None where another contender's or autograd's decides.
+        unfit: Why it cannot run on a problem, or None.
+    """
+
+    name: str
+    product: str
+    kind: str
+    prepare: Callable[[P], Call]
+    n_bytes: Callable[[P], int] | None
+    unfit: Callable[[P], str | None] = _always
+
+
+# ---- Hessian-vector products ----------------------------------------------------------------
+
+
+def _ours(p: HvpProblem) -> Call:
+    """One pass over the interactions in stream order, blocks as many as a user gets by default."""
+    stream = p.data.adjacency.stream()
+    residual, curvature = (stream.order(x) for x in p.derivatives)
+    return lambda: ops.pointwise_hvp(*stream.indices, residual, curvature, p.f, p.z)
+
+
+def _ours_gauss_newton(p: HvpProblem) -> Call:
+    stream = p.data.adjacency.stream()
+    curvature = stream.order(p.derivatives[1])
+    return lambda: ops.pointwise_ggn(*stream.indices, curvature, p.f, p.z)
+
+
+def _one_pass_bytes(p: HvpProblem, n_values: int) -> int:
+    """One pass over the interactions.
+
+    An interaction gathers f_m and z_m (8 d), reads and writes out_m (8 d), and reads its column and
+    values. A streamed row reads f_n, z_n and writes out_n (12 d) and reads its pointer; a row of
+    the other side is set to zero once (4 d).
+    """
+    rows = max(p.data.n_users, p.data.n_items)
+    others = p.data.n_nodes - rows
+    per_interaction = 16 * p.dim + 4 + 4 * n_values
+    return p.n_interactions * per_interaction + rows * (12 * p.dim + 8) + others * 4 * p.dim
+
+
+def _ours_bytes(p: HvpProblem) -> int:
+    return _one_pass_bytes(p, n_values=2)
+
+
+def _ours_gauss_newton_bytes(p: HvpProblem) -> int:
+    return _one_pass_bytes(p, n_values=1)
+
+
+def _restricted(product: str) -> Callable[[HvpProblem], Call]:
+    def prepare(p: HvpProblem) -> Call:
+        """Visits the entries of the rows S only."""
+        s = p.slice_of(product)
+        residual, curvature = (x.index_select(0, s.edge) for x in p.derivatives)
+        z = p.z[s.rows]
+        indices = s.rowptr, s.rows, s.neighbor, s.local
+        return lambda: ops.restricted_hvp(*indices, residual, curvature, p.f, z)
+
+    return prepare
+
+
+def _restricted_bytes(product: str) -> Callable[[HvpProblem], int]:
+    def n_bytes(p: HvpProblem) -> int:
+        """f_m, neighbour, position and two values of an entry; f_n, z_n, out_n of a row.
+
+        Rows of z, read where the neighbour is in S itself, are few and not counted.
+        """
+        s = p.slice_of(product)
+        return s.neighbor.numel() * (4 * p.dim + 16) + s.rows.numel() * (12 * p.dim + 12)
+
+    return n_bytes
+
+
+class _SampledDelta:
+    """delta = <z_u, f_i> + <f_u, z_i> as one sampled product [Z_U | F_U] [F_I | Z_I]^T.
+
+    One gather of 2 d numbers per interaction instead of two; the halves with F are filled once.
+    """
+
+    def __init__(self, p: HvpProblem) -> None:
+        d, n = p.dim, p.data.n_users
+        self._z_users, self._z_items = p.z[:n], p.z[n:]
+        self._left = torch.empty(n, 2 * d)
+        self._right = torch.empty(p.data.n_items, 2 * d)
+        self._left[:, d:] = p.f[:n]
+        self._right[:, :d] = p.f[n:]
+        self._dim = d
+        side = p.by_user
+        self._pattern = torch.sparse_csr_tensor(
+            side.rowptr, side.column, torch.zeros(p.n_interactions), size=p.data.shape
+        )
+        self._curvature = p.derivatives[1][side.edge]
+
+    def weighted(self) -> Tensor:
+        """[E] curvature times delta, in the order of users."""
+        self._left[:, : self._dim] = self._z_users
+        self._right[:, self._dim :] = self._z_items
+        sampled = torch.sparse.sampled_addmm(self._pattern, self._left, self._right.t(), beta=0.0)
+        return cast(Tensor, sampled.values() * self._curvature)
+
+
+def _sampled_delta(p: HvpProblem) -> _SampledDelta:
+    """The one of this problem: its tables are filled in each call, so contenders can share them."""
+    if p not in _DELTAS:
+        _DELTAS[p] = _SampledDelta(p)
+    return _DELTAS[p]
+
+
+_DELTAS: WeakKeyDictionary[HvpProblem, _SampledDelta] = WeakKeyDictionary()
+
+
+def _bag(table: Tensor, index: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    """Sums of weighted rows: torch's own vectorised gather."""
+    return embedding_bag(index, table, offset, mode="sum", per_sample_weights=weight)
+
+
+def _stock(p: HvpProblem) -> Call:
+    """The sampled product, then four bags: F and Z on each side."""
+    delta, n = _sampled_delta(p), p.data.n_users
+    users, items, to_items = p.by_user, p.by_item, p.item_order
+    r_user, r_item = p.derivatives[0][users.edge], p.derivatives[0][items.edge]
+    user_at, item_at = users.rowptr[:-1], items.rowptr[:-1]
+
+    def product() -> Tensor:
+        c_user = delta.weighted()
+        c_item = c_user[to_items]
+        out_users = _bag(p.f[n:], users.column, user_at, c_user)
+        out_users += _bag(p.z[n:], users.column, user_at, r_user)
+        out_items = _bag(p.f[:n], items.column, item_at, c_item)
+        out_items += _bag(p.z[:n], items.column, item_at, r_item)
+        return torch.cat([out_users, out_items])
+
+    return product
+
+
+def _joined(p: HvpProblem) -> Call:
+    """The sampled product, then two bags over all nodes: saves joining the two sides' results."""
+    delta, a, to_items, e = _sampled_delta(p), p.data.adjacency, p.item_order, p.n_interactions
+    neighbor, offset = a.neighbor.int(), a.rowptr[:-1].int()
+    residual = p.derivatives[0][a.edge.long()]
+    c = torch.empty(2 * e)
+
+    def product() -> Tensor:
+        c[:e] = delta.weighted()
+        torch.index_select(c[:e], 0, to_items, out=c[e:])
+        return _bag(p.f, neighbor, offset, c).add_(_bag(p.z, neighbor, offset, residual))
+
+    return product
+
+
+def _stacked(p: HvpProblem) -> Call:
+    """The sampled product, then one bag over all nodes on the stacked table [F; Z].
+
+    No addition of two results either, for a copy of Z and interleaved weights.
+    """
+    delta, a, to_items, e = _sampled_delta(p), p.data.adjacency, p.item_order, p.n_interactions
+    n = p.data.n_nodes
+    index = torch.stack([a.neighbor, a.neighbor + n], dim=1).view(-1).int()
+    offset = (2 * a.rowptr[:-1]).int()
+    weight = torch.empty(2 * e, 2)
+    weight[:, 1] = p.derivatives[0][a.edge.long()]
+    table = torch.cat([p.f, p.z])
+
+    def product() -> Tensor:
+        c = delta.weighted()
+        table[n:] = p.z
+        weight[:e, 0] = c
+        weight[e:, 0] = c[to_items]
+        return _bag(table, index, offset, weight.view(-1))
+
+    return product
+
+
+def _mkl(p: HvpProblem) -> Call:
+    """The sampled product, then MKL's sparse products with the values replaced in each call."""
+    delta, n = _sampled_delta(p), p.data.n_users
+    users, items, to_items = p.by_user, p.by_item, p.item_order
+    user_shape, item_shape = p.data.shape, p.data.shape[::-1]
+    r = p.derivatives[0]
+    r_users = torch.sparse_csr_tensor(users.rowptr, users.column, r[users.edge], size=user_shape)
+    r_items = torch.sparse_csr_tensor(items.rowptr, items.column, r[items.edge], size=item_shape)
+
+    def product() -> Tensor:
+        c = delta.weighted()
+        c_users = torch.sparse_csr_tensor(users.rowptr, users.column, c, size=user_shape)
+        c_items = torch.sparse_csr_tensor(items.rowptr, items.column, c[to_items], size=item_shape)
+        out_users = torch.addmm(r_users @ p.z[n:], c_users, p.f[n:])
+        return torch.cat([out_users, torch.addmm(r_items @ p.z[:n], c_items, p.f[:n])])
+
+    return product
+
+
+def _joined_gauss_newton(p: HvpProblem) -> Call:
+    """The sampled product, then one bag over all nodes."""
+    delta, a, to_items, e = _sampled_delta(p), p.data.adjacency, p.item_order, p.n_interactions
+    neighbor, offset = a.neighbor.int(), a.rowptr[:-1].int()
+    c = torch.empty(2 * e)
+
+    def product() -> Tensor:
+        c[:e] = delta.weighted()
+        torch.index_select(c[:e], 0, to_items, out=c[e:])
+        return _bag(p.f, neighbor, offset, c)
+
+    return product
+
+
+def _torch_bytes(p: HvpProblem, n_bags: int) -> int:
+    """The sampled product and `n_bags` gathered rows per interaction and side.
+
+    The sampled product gathers 2 d numbers per interaction (8 d) and reads as many per user; it
+    reads the column and writes the value. A bag entry reads its row (4 d), index and weight. The
+    values are multiplied by the curvature, then brought into the other order (8 for the index).
+    Each node's Z is copied (8 d) and each of its results written (4 d per bag).
+    """
+    per_interaction = 8 * p.dim + 8 + 2 * n_bags * (4 * p.dim + 8) + 12 + 16
+    per_node = 8 * p.dim + 4 * p.dim * n_bags
+    return (
+        p.n_interactions * per_interaction
+        + p.data.n_nodes * per_node
+        + p.data.n_users * (8 * p.dim)
+    )
+
+
+def _torch_hvp_bytes(p: HvpProblem) -> int:
+    return _torch_bytes(p, n_bags=2)
+
+
+def _torch_gauss_newton_bytes(p: HvpProblem) -> int:
+    return _torch_bytes(p, n_bags=1)
+
+
+def _double_backward(p: HvpProblem) -> Call:
+    """The gradient of <gradient, Z> on a graph that is kept: what IFRU's code does.
+
+    Interactions in the order of users; `index_select`, whose backward was the fastest of three.
+    """
+    side = p.by_user
+    user, item = p.data.user[side.edge], p.data.item[side.edge] + p.data.n_users
+    label = p.data.label[side.edge]
+    f = p.f.clone().requires_grad_()
+    score = (f.index_select(0, user) * f.index_select(0, item)).sum(1)
+    loss = binary_cross_entropy_with_logits(score, label, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, f, create_graph=True)
+    return lambda: torch.autograd.grad(gradient, f, p.z, retain_graph=True)[0]
+
+
+def _double_backward_unfit(p: HvpProblem) -> str | None:
+    needed = p.n_interactions * p.dim * 4 * 6
+    if needed < _AUTOGRAD_LIMIT:
+        return None
+    return f"its graph needs about {needed / 2**30:.1f} GiB, more than {_AUTOGRAD_LIMIT >> 30}"
+
+
+def _mkl_unfit(problem: object) -> str | None:
+    return None if torch.backends.mkl.is_available() else "this torch has no MKL"
+
+
+HVP: tuple[Contender[HvpProblem], ...] = (
+    Contender("ours", HESSIAN, OURS, _ours, _ours_bytes),
+    Contender("stock", HESSIAN, TORCH, _stock, _torch_hvp_bytes),
+    Contender("joined", HESSIAN, TORCH, _joined, _torch_hvp_bytes),
+    Contender("stacked", HESSIAN, TORCH, _stacked, _torch_hvp_bytes),
+    Contender("mkl", HESSIAN, TORCH, _mkl, _torch_hvp_bytes, _mkl_unfit),
+    Contender("double_backward", HESSIAN, AUTOGRAD, _double_backward, None, _double_backward_unfit),
+    Contender("ours, GGN", GAUSS_NEWTON, OURS, _ours_gauss_newton, _ours_gauss_newton_bytes),
+    Contender("joined, GGN", GAUSS_NEWTON, TORCH, _joined_gauss_newton, _torch_gauss_newton_bytes),
+    Contender(
+        "ours, 100 nodes",
+        RESTRICTED_NODES,
+        OURS,
+        _restricted(RESTRICTED_NODES),
+        _restricted_bytes(RESTRICTED_NODES),
+    ),
+    Contender(
+        "ours, 100 rows",
+        RESTRICTED_REQUEST,
+        OURS,
+        _restricted(RESTRICTED_REQUEST),
+        _restricted_bytes(RESTRICTED_REQUEST),
+    ),
+)
+
+
+# ---- Propagation ----------------------------------------------------------------------------
+
+
+def _ours_propagate(p: PropagateProblem) -> Call:
+    """What LightGCN calls: one of the next two, by size."""
+    graph = BipartiteGraph(p.data.adjacency)
+    p.data.adjacency.stream()  # made once, like everything that is prepared
+    return lambda: graph.propagate(p.x, p.alpha)
+
+
+def _ours_gather(p: PropagateProblem) -> Call:
+    """A gather from both sides without stored values, by Horner."""
+    a, s = p.data.adjacency, p.inv_sqrt_degree.float()
+    return lambda: ops.propagate(a.rowptr, a.neighbor, s, p.x, p.alpha)
+
+
+def _ours_gather_bytes(p: PropagateProblem) -> int:
+    """An entry gathers a row (4 d) and its index; a node reads x, s and its pointer, writes out.
+
+    Once per layer, and once more x times s before the first (8 d).
+    """
+    per_layer = 2 * p.n_interactions * (4 * p.dim + 4) + p.data.n_nodes * (8 * p.dim + 12)
+    return N_LAYERS * per_layer + p.data.n_nodes * 8 * p.dim
+
+
+def _ours_stream(p: PropagateProblem) -> Call:
+    """One pass over the edges per layer, by Horner."""
+    indices, s = p.data.adjacency.stream().indices, p.inv_sqrt_degree.float()
+    return lambda: ops.propagate_stream(*indices, s, p.x, p.alpha)
+
+
+def _ours_stream_bytes(p: PropagateProblem) -> int:
+    """An edge gathers a row (4 d), reads and writes another (8 d), and reads its column.
+
+    A streamed row reads its own, x, s and its pointer and writes out (12 d); a row of the other
+    side is set to zero, then read, combined with x and written (16 d). Once per layer, and once
+    more x times s before the first (8 d).
+    """
+    rows = max(p.data.n_users, p.data.n_items)
+    others = p.data.n_nodes - rows
+    per_layer = p.n_interactions * (12 * p.dim + 4) + rows * (12 * p.dim + 12)
+    per_layer += others * (16 * p.dim + 4)
+    return N_LAYERS * per_layer + p.data.n_nodes * 8 * p.dim
+
+
+def _csr(p: PropagateProblem) -> Call:
+    """MKL's sparse product; by Horner, whose addition the product takes along."""
+    a, n = p.data.adjacency, p.data.n_nodes
+    matrix = torch.sparse_csr_tensor(a.rowptr.int(), a.neighbor.int(), p.values, size=(n, n))
+    return _horner(p, lambda y, alpha: torch.addmm(p.x, matrix, y, beta=alpha))
+
+
+def _coo(p: PropagateProblem) -> Call:
+    """The sparse product that LightGCN-PyTorch, RecBole and IFRU's code use."""
+    index = torch.stack([p.owner, p.data.adjacency.neighbor.long()])
+    n = p.data.n_nodes
+    matrix = torch.sparse_coo_tensor(index, p.values, (n, n), is_coalesced=True)
+    return _horner(p, lambda y, alpha: torch.sparse.mm(matrix, y).add_(p.x, alpha=alpha))
+
+
+def _weighted_bag(p: PropagateProblem) -> Call:
+    """One weighted bag per layer."""
+    a = p.data.adjacency
+    index, offset = a.neighbor.int(), a.rowptr[:-1].int()
+    return _horner(p, lambda y, alpha: _bag(y, index, offset, p.values).add_(p.x, alpha=alpha))
+
+
+def _horner(p: PropagateProblem, step: Callable[[Tensor, float], Tensor]) -> Call:
+    """Y <- alpha_k x + A y for all layers."""
+    *inner, last = p.alpha.tolist()
+
+    def product() -> Tensor:
+        y: Tensor = p.x * last
+        for alpha in reversed(inner):
+            y = step(y, alpha)
+        return y
+
+    return product
+
+
+def _stored_bytes(p: PropagateProblem, n_index: int) -> int:
+    """An entry gathers a row (4 d) and reads its indices and value.
+
+    A node's result is written (4 d), then read with x and written again (12 d), once per layer;
+    and once more alpha times x before the first (8 d).
+    """
+    entry = 4 * p.dim + n_index + 4
+    per_layer = 2 * p.n_interactions * entry + p.data.n_nodes * 16 * p.dim
+    return N_LAYERS * per_layer + p.data.n_nodes * 8 * p.dim
+
+
+def _int32_bytes(p: PropagateProblem) -> int:
+    return _stored_bytes(p, n_index=4)
+
+
+def _coo_bytes(p: PropagateProblem) -> int:
+    return _stored_bytes(p, n_index=16)  # row and column, int64
+
+
+PROPAGATE: tuple[Contender[PropagateProblem], ...] = (
+    Contender("ours", PROPAGATION, OURS, _ours_propagate, None),
+    Contender("ours, gather", PROPAGATION, OURS, _ours_gather, _ours_gather_bytes),
+    Contender("ours, stream", PROPAGATION, OURS, _ours_stream, _ours_stream_bytes),
+    Contender("csr", PROPAGATION, TORCH, _csr, _int32_bytes, _mkl_unfit),
+    Contender("embedding_bag", PROPAGATION, TORCH, _weighted_bag, _int32_bytes),
+    Contender("coo", PROPAGATION, TORCH, _coo, _coo_bytes),
+)

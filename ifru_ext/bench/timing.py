@@ -1,0 +1,207 @@
+"""Clocks: interleaved calls, pinned threads, extra memory, call overhead and bandwidth.
+
+Nothing here decides what is fast enough. Absolute times depend on the machine and on what else it
+does; the calls of one section take turns, so that their ratios depend on it less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+__all__ = [
+    "Call",
+    "Timing",
+    "bandwidth",
+    "call_overhead",
+    "extra_memory",
+    "interleave",
+    "n_cores",
+    "thread_section",
+]
+
+Call = Callable[[], Tensor]
+
+_LEAST_CALLS = 3
+_PATIENCE = 8.0  # seconds after which a contender with enough calls sits out
+_MOST_ROUNDS = 1000
+_BANDWIDTH_BYTES = 1 << 28  # several times a last-level cache
+_BANDWIDTH_REPEATS = 5
+
+
+@dataclass
+class Timing:
+    """Seconds of the calls of one contender: of the wall clock, and of all threads' processors."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Of the wall clock."""
+        return statistics.median(self.wall)
+
+    def to_json(self) -> dict[str, Any]:
+        """Median and quartiles in milliseconds."""
+        q1, _, q3 = (
+            statistics.quantiles(self.wall, method="inclusive")
+            if self.wall[1:]
+            else (self.wall * 3)
+        )
+        return {
+            "median_ms": 1e3 * self.median,
+            "q1_ms": 1e3 * q1,
+            "q3_ms": 1e3 * q3,
+            "cpu_ms": 1e3 * statistics.median(self.cpu),
+            "calls": len(self.wall),
+        }
+
+
+def interleave(
+    calls: Mapping[str, Call], repeats: int, *, min_seconds: float = 1.0
+) -> dict[str, Timing]:
+    """Times the calls in turn, one of each at a time, after one round that does not count.
+
+    The order is drawn anew for each round: whoever always followed a call that sweeps the caches
+    would look slow. Allocation and release of what a call returns belong to its time. Rounds go on
+    until there were `repeats` of them and `min_seconds` are over. Who has had three calls and eight
+    seconds sits out the rest: only very slow ones do.
+
+    Args:
+        calls: By name.
+        repeats: Number of rounds at least.
+        min_seconds: Of all calls together.
+
+    Returns:
+        By name.
+    """
+    timings = {name: Timing() for name in calls}
+    for call in calls.values():
+        call()
+    order = list(calls.items())
+    shuffle = random.Random(0).shuffle
+    begin = time.perf_counter()
+    for done in range(_MOST_ROUNDS):
+        if done >= repeats and time.perf_counter() - begin >= min_seconds:
+            break
+        shuffle(order)
+        for name, call in order:
+            timing = timings[name]
+            if len(timing.wall) >= _LEAST_CALLS and sum(timing.wall) > _PATIENCE:
+                continue
+            cpu, wall = time.process_time(), time.perf_counter()
+            call()
+            timing.wall.append(time.perf_counter() - wall)
+            timing.cpu.append(time.process_time() - cpu)
+    return timings
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def thread_section(n_threads: int) -> Iterator[int | None]:
+    """Sets torch's threads and, for one, pins this thread to a core; restores both.
+
+    Yields:
+        The core, or None where nothing is pinned.
+    """
+    threads_before = torch.get_num_threads()
+    pin = n_threads == 1 and hasattr(os, "sched_setaffinity")
+    cores_before = os.sched_getaffinity(0) if pin else set()
+    core = max(cores_before) if pin else None  # the first one tends to serve the interrupts
+    try:
+        torch.set_num_threads(n_threads)
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        yield core
+    finally:
+        if core is not None:
+            os.sched_setaffinity(0, cores_before)
+        torch.set_num_threads(threads_before)
+
+
+def extra_memory(call: Call) -> int | None:
+    """Bytes by which one call raises the peak of the resident memory, its result included.
+
+    From the kernel's own high-water mark, which Linux lets a process reset; None elsewhere. What
+    the allocator kept of earlier calls is handed back first. Good to some hundred kilobytes, so it
+    says nothing on tiny shapes.
+    """
+    gc.collect()
+    try:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc only
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        result = call()
+        peak = _status("VmHWM")
+    except (OSError, TypeError):
+        return None
+    del result
+    return max(0, peak - before)
+
+
+def _status(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.M)
+    if found is None:
+        raise OSError(f"/proc/self/status: expected {name}")
+    return int(found[1]) * 1024
+
+
+def call_overhead(call: Callable[[], object], n_calls: int = 2000, repeats: int = 7) -> float:
+    """Seconds per call of something that computes next to nothing: the median over repeats."""
+    seconds = []
+    for _ in range(1 + repeats):
+        begin = time.perf_counter()
+        for _ in range(n_calls):
+            call()
+        seconds.append((time.perf_counter() - begin) / n_calls)
+    return statistics.median(seconds[1:])
+
+
+def bandwidth(dim: int) -> dict[str, float]:
+    """What the memory gives torch itself, in GB/s, with the threads in force.
+
+    `copy_gb_s`: from one array to another, bytes read and bytes written counted. `gather_gb_s`:
+    random rows of d float32 out of a table larger than the caches, read and summed by
+    `embedding_bag` in bags of 1024, so that nearly nothing is written.
+
+    Args:
+        dim: d.
+    """
+    source = torch.ones(_BANDWIDTH_BYTES // 4)
+    target = torch.empty_like(source)
+    table = source.view(-1)[: source.numel() // dim * dim].view(-1, dim)
+    n_rows = table.shape[0]
+    index = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0)).int()
+    offset = torch.arange(0, n_rows, 1024, dtype=torch.int32)
+    calls: dict[str, Call] = {
+        "copy": lambda: target.copy_(source),
+        "gather": lambda: embedding_bag(index, table, offset, mode="sum"),
+    }
+    timings = interleave(calls, _BANDWIDTH_REPEATS, min_seconds=0.0)
+    return {
+        "copy_gb_s": 2 * 4 * source.numel() / timings["copy"].median / 1e9,
+        "gather_gb_s": 4 * table.numel() / timings["gather"].median / 1e9,
+    }

@@ -1,0 +1,186 @@
+"""The benchmarks: every contender computes the same, and the commands write their report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ifru_ext.__main__ import main
+from ifru_ext.bench import problems, timing
+from ifru_ext.bench.contenders import HVP, PROPAGATE
+from ifru_ext.bench.problems import HvpProblem, PropagateProblem, relative_error
+from ifru_ext.bench.shapes import SHAPES, load_shape
+from ifru_ext.datasets import synthetic
+
+SPARSE_BETA = "ignore:Sparse:UserWarning"
+# More users than items, and more items than users: the stream runs over the larger side.
+SIZES = [(60, 40, 500), (30, 70, 500)]
+
+
+@pytest.fixture
+def ifru(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; returns (exit code, standard output, error output)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "_BANDWIDTH_BYTES", 1 << 16)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["ifru", *map(str, args)])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def tables():
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings(SPARSE_BETA)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("contender", HVP, ids=lambda c: c.name)
+def test_hvp_contenders_agree_with_the_reference(contender, size):
+    problem = HvpProblem(synthetic(*size), 12)
+    if (reason := contender.unfit(problem)) is not None:
+        pytest.skip(reason)
+    call = contender.prepare(problem)
+    expected = problem.reference(contender.product)
+    for _ in range(2):  # buffers are filled anew
+        assert relative_error(call(), expected) < 1e-6
+
+
+@pytest.mark.filterwarnings(SPARSE_BETA)
+@pytest.mark.parametrize("contender", PROPAGATE, ids=lambda c: c.name)
+def test_propagate_contenders_agree_with_the_reference(contender):
+    problem = PropagateProblem(synthetic(*SIZES[0]), 12)
+    if (reason := contender.unfit(problem)) is not None:
+        pytest.skip(reason)
+    call = contender.prepare(problem)
+    for _ in range(2):
+        assert relative_error(call(), problem.reference(contender.product)) < 1e-6
+
+
+@pytest.mark.filterwarnings(SPARSE_BETA)
+def test_contenders_read_the_vector_anew():
+    problem = HvpProblem(synthetic(*SIZES[0]), 12)
+    for contender in HVP:
+        if contender.product != problems.HESSIAN or contender.unfit(problem) is not None:
+            continue
+        problem.z.fill_(1.0)
+        call = contender.prepare(problem)
+        before = call()
+        problem.z.mul_(2.0)
+        assert relative_error(call(), 2 * before.double()) < 1e-6, contender.name
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_references_do_not_depend_on_the_pieces(monkeypatch, size):
+    def references():
+        hvp = HvpProblem(synthetic(*size), 8)
+        products = problems.HESSIAN, problems.GAUSS_NEWTON
+        propagation = PropagateProblem(synthetic(*size), 8).reference(problems.PROPAGATION)
+        return [*(hvp.reference(p) for p in products), propagation]
+
+    whole = references()
+    monkeypatch.setattr(problems, "_PIECE", 1 << 9)
+    for a, b in zip(whole, references(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_bytes_follow_the_size():
+    small, large = (HvpProblem(load_shape(SHAPES["tiny"])[1], d) for d in (8, 16))
+    for contender in HVP:
+        if contender.n_bytes is not None:
+            assert 0 < contender.n_bytes(small) < contender.n_bytes(large), contender.name
+
+
+def test_a_section_restores_threads_and_cores():
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with timing.thread_section(1) as core:
+        assert torch.get_num_threads() == 1
+        assert cores is None or (core in cores and os.sched_getaffinity(0) == {core})
+    assert torch.get_num_threads() == threads
+    assert cores is None or os.sched_getaffinity(0) == cores
+
+
+def test_calls_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    timings = timing.interleave(calls, repeats=3, min_seconds=0.0)
+    rounds = [order[i : i + 2] for i in range(0, len(order), 2)]
+    assert [sorted(names) for names in rounds] == [["a", "b"]] * 4  # one does not count
+    assert [len(t.wall) for t in timings.values()] == [3, 3]
+    assert all(t.to_json()["calls"] == 3 for t in timings.values())
+
+
+def test_extra_memory_sees_a_result():
+    memory = timing.extra_memory(lambda: torch.ones(1 << 22))
+    if memory is None:
+        pytest.skip("this system does not reset the peak")
+    assert memory > 1 << 23  # of 16 MiB
+
+
+@pytest.mark.parametrize("command", ["hvp", "propagate"])
+def test_command_prints_and_writes(ifru, tmp_path, command):
+    code, out, err = ifru(
+        *("bench", command, "--shapes", "tiny", "--dims", "4,8", "--threads", "1"),
+        *("--repeats", "1"),
+    )
+    assert code == 0, err
+    assert "tiny: 60 x 40, 500 rows, d = 8, 1 thread" in out
+    report = json.loads((tmp_path / f"bench-{command}.json").read_text())
+    assert report["benchmark"] == command
+    assert report["environment"]["dtype"] == "float32"
+    assert {"raw", "wrapper"} == set(report["call_overhead_us"])
+    assert [section["dim"] for section in report["sections"]] == [4, 8]
+    for section in report["sections"]:
+        rows = {row["name"]: row for row in section["contenders"]}
+        left_out = {row["name"] for row in section["skipped"]}
+        assert set(rows) | left_out == {c.name for c in (HVP if command == "hvp" else PROPAGATE)}
+        assert rows["ours"]["strongest_torch"] in rows
+        for row in rows.values():
+            assert row["relative_error"] < 1e-6
+            assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+            assert row["name"] in out
+    table = getattr(tables(), f"{command}_text")(report)
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_json_goes_to_the_results_of_a_checkout(ifru, tmp_path):
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    options = "--shapes", "tiny", "--dims", "4", "--threads", "1", "--repeats", "1"
+    code, _, err = ifru("bench", "propagate", *options)
+    assert code == 0, err
+    assert (tmp_path / "benchmarks" / "results" / "propagate.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--shapes", "A,E", "--shapes: expected some of A,B,C,D,ml-100k, got ['E']"),
+        ("--dims", "8,x", "--dims: expected integers separated by commas, got '8,x'"),
+        ("--dims", "0", "--dims: expected at least 1, got 0"),
+        ("--threads", "0", "--threads: expected at least 1, got 0"),
+        ("--threads", "100000", "--threads: expected at most"),
+        ("--repeats", "0", "--repeats: expected at least 1, got 0"),
+        ("--device", "cuda", "--device: expected cpu, got 'cuda'"),
+        ("--json", "none/here.json", "--json: expected a file in a folder that can be written to"),
+    ],
+)
+def test_bad_options_are_refused(ifru, option, value, sentence):
+    code, _, err = ifru("bench", "hvp", option, value)
+    assert code == 2
+    assert sentence in err
