@@ -5,6 +5,7 @@
 #   make test      C++ and Python tests
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
+#   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
 #   make package   sdist and wheel, installed and run in a fresh environment
 
@@ -29,7 +30,7 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python lint format sanitize readme package clean
+.PHONY: all demo test test-cpp test-python lint format sanitize bench readme package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -77,6 +78,11 @@ readme: $(INSTALLED)
 	$(BIN)/ifru demo --out build/demo
 	cp build/demo/demo.png docs/demo.png
 	cp build/demo/report.json benchmarks/results/demo.json
+	$(BIN)/python benchmarks/readme.py
+
+bench: $(INSTALLED)
+	$(BIN)/ifru bench hvp $(ARGS)
+	$(BIN)/ifru bench propagate $(ARGS)
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)

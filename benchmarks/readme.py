@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tables import hvp_text, propagate_text
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -43,7 +45,11 @@ def demo_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-GENERATED = {"demo": ("benchmarks/results/demo.json", demo_text)}
+GENERATED = {
+    "demo": ("benchmarks/results/demo.json", demo_text),
+    "hvp": ("benchmarks/results/hvp.json", hvp_text),
+    "propagate": ("benchmarks/results/propagate.json", propagate_text),
+}
 
 
 def generate(text: str) -> str:
