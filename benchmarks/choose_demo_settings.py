@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from ifru_ext import Objective, train
 from ifru_ext.datasets import load, train_test_split
 from ifru_ext.demo import DemoSettings
 from ifru_ext.environment import environment
@@ -37,19 +36,10 @@ GRID = (
 
 def validation_auc(data: Interactions, l2: float, l2_per_sample: float, seed: int) -> float:
     """Of the demo's model with this ridge on one split."""
-    settings = DemoSettings()
+    settings = DemoSettings(l2=l2, l2_per_sample=l2_per_sample)
     training_rows, _ = train_test_split(data, test=0.2, seed=seed)
     rows, held_out = train_test_split(training_rows, test=HELD_OUT, seed=seed)
-    model = train(
-        rows,
-        Objective(loss="bce", l2=l2, l2_per_sample=l2_per_sample),
-        dim=settings.dim,
-        n_layers=settings.n_layers,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        polish_rtol=settings.polish_rtol,
-        seed=seed,
-    ).model
+    model = settings.train(rows, seed=seed).model
     return auc(model.scores(held_out.user, held_out.item), held_out.label)
 
 

@@ -75,6 +75,26 @@ class DemoSettings:
         """What all models of the demo are trained on."""
         return Objective(loss="bce", l2=self.l2, l2_per_sample=self.l2_per_sample)
 
+    def train(
+        self,
+        rows: Interactions,
+        *,
+        seed: int,
+        callback: Callable[[TrainProgress], None] | None = None,
+    ) -> TrainResult:
+        """Trains one of the demo's models; see `ifru_ext.train.train`."""
+        return train(
+            rows,
+            self.objective,
+            dim=self.dim,
+            n_layers=self.n_layers,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            polish_rtol=self.polish_rtol,
+            seed=seed,
+            callback=callback,
+        )
+
 
 @dataclass(frozen=True)
 class DemoRow:
@@ -191,17 +211,8 @@ def run_demo(
 
     def timed_training(name: str, rows: Interactions, seed: int) -> tuple[TrainResult, float]:
         start = time.perf_counter()
-        result = train(
-            rows,
-            objective,
-            dim=settings.dim,
-            n_layers=settings.n_layers,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            polish_rtol=settings.polish_rtol,
-            seed=seed,
-            callback=None if callback is None else lambda p: callback(name, p),
-        )
+        show = None if callback is None else lambda p: callback(name, p)
+        result = settings.train(rows, seed=seed, callback=show)
         return result, time.perf_counter() - start
 
     original, original_seconds = timed_training("original", poisoned, settings.seed)

@@ -139,12 +139,7 @@ class Interactions:
 
     def degrees(self) -> Tensor:
         """[N] int64: rows at each node, users first."""
-        return torch.cat(
-            [
-                torch.bincount(self.user, minlength=self.n_users),
-                torch.bincount(self.item, minlength=self.n_items),
-            ]
-        )
+        return self.adjacency.degrees()
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.

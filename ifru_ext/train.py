@@ -23,6 +23,7 @@ from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel, che
 from ifru_ext.newton import NewtonResult, NewtonStep, trust_region_newton
 from ifru_ext.objective import Linearization, Loss, Objective
 from ifru_ext.operators import HessianOperator
+from ifru_ext.solvers import norm
 
 __all__ = ["TrainProgress", "TrainResult", "polish", "train"]
 
@@ -261,7 +262,7 @@ def polish(
     """
     _check_polish(objective, "rtol", rtol, "max_steps", max_steps)
     objective = objective.summed()
-    scale = torch.linalg.vector_norm(objective.ridge(data)[:, None] * model.embedding.double())
+    scale = norm(objective.ridge(data)[:, None] * model.embedding.double())
 
     def report(step: NewtonStep) -> None:
         if callback is not None:
@@ -274,7 +275,7 @@ def polish(
     result = trust_region_newton(
         lambda embedding: _ObjectivePoint(model, data, objective, embedding),
         model.embedding,
-        gtol=rtol * float(scale),
+        gtol=rtol * scale,
         max_steps=max_steps,
         callback=report,
     )

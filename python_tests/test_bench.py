@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ifru_ext.__main__ import main
 from ifru_ext.bench import problems, timing
 from ifru_ext.bench.contenders import HVP, PROPAGATE
 from ifru_ext.bench.problems import HvpProblem, PropagateProblem, relative_error
@@ -23,19 +21,11 @@ SPARSE_BETA = "ignore:Sparse:UserWarning"
 SIZES = [(60, 40, 500), (30, 70, 500)]
 
 
-@pytest.fixture
-def ifru(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns (exit code, standard output, error output)."""
+@pytest.fixture(autouse=True)
+def small_and_elsewhere(monkeypatch, tmp_path):
+    """An empty folder to write to, and a bandwidth measured on little memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing, "_BANDWIDTH_BYTES", 1 << 16)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["ifru", *map(str, args)])
-        code = main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def tables():

@@ -16,24 +16,10 @@ from safetensors.torch import save_file
 
 import ifru_ext
 from ifru_ext import cli, load_model
-from ifru_ext.__main__ import main
 from ifru_ext._native import native
 from ifru_ext.demo import DemoSettings
 from ifru_ext.influence import unlearn
 from ifru_ext.solvers import SolveReason
-
-
-@pytest.fixture
-def ifru(monkeypatch, capsys):
-    """Runs the command in this process; returns (exit code, standard output, error output)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["ifru", *map(str, args)])
-        code = main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def write_csv(path, data, header="user,item,rating"):

@@ -48,9 +48,17 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, int64
   if (!t.is_contiguous()) fail(op, name, ": expected a contiguous tensor");
 }
 
+inline bool same_device(const Tensor& t, const Tensor& other) {
+  return t.is_cuda() == other.is_cuda() && t.get_device_index() == other.get_device_index();
+}
+
 inline void check_device(const char* op, const Tensor& t, const Tensor& other) {
-  if (t.is_cuda() != other.is_cuda() || t.get_device_index() != other.get_device_index()) {
-    fail(op, "indices: expected the device of the features");
+  if (!same_device(t, other)) fail(op, "indices: expected the device of the features");
+}
+
+inline void check_int64(const char* op, const char* name, const Tensor& t) {
+  if (t.scalar_type() != ScalarType::Long) {
+    fail(op, name, ": expected int64, got ", torch::headeronly::toString(t.scalar_type()));
   }
 }
 
@@ -61,9 +69,7 @@ inline void check_same(const char* op, const char* name, const Tensor& t, const 
          torch::headeronly::toString(other.scalar_type()), "), got ",
          torch::headeronly::toString(t.scalar_type()));
   }
-  if (t.is_cuda() != other.is_cuda() || t.get_device_index() != other.get_device_index()) {
-    fail(op, name, ": expected the device of ", other_name);
-  }
+  if (!same_device(t, other)) fail(op, name, ": expected the device of ", other_name);
 }
 
 // A value tensor of the op: shape, and dtype and device of the features `f`.
@@ -84,9 +90,7 @@ inline void check_adjacency(const char* op, const Tensor& rowptr, const Tensor& 
                             const Tensor& f) {
   check_shape(op, "rowptr", rowptr, 1, f.size(0) + 1);
   check_shape(op, "neighbor", neighbor, 1, -1);
-  if (rowptr.scalar_type() != ScalarType::Long) {
-    fail(op, "rowptr: expected int64, got ", torch::headeronly::toString(rowptr.scalar_type()));
-  }
+  check_int64(op, "rowptr", rowptr);
   for (const Tensor* t : {&rowptr, &neighbor}) check_device(op, *t, f);
 }
 

@@ -52,11 +52,8 @@ inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tens
   check_shape(op, "rowptr", rowptr, 2, -1);
   check_shape(op, "neighbor", neighbor, 1, -1);
   check_shape(op, "cuts", cuts, 1, -1);
-  for (const auto& [name, t] : {std::pair{"rowptr", &rowptr}, std::pair{"cuts", &cuts}}) {
-    if (t->scalar_type() != ScalarType::Long) {
-      fail(op, name, ": expected int64, got ", torch::headeronly::toString(t->scalar_type()));
-    }
-  }
+  check_int64(op, "rowptr", rowptr);
+  check_int64(op, "cuts", cuts);
   for (const Tensor* t : {&rowptr, &neighbor, &cuts}) check_device(op, *t, f);
   if (rowptr.size(0) < 1 || rowptr.size(1) < 1 || rowptr.size(1) - 1 > f.size(0)) {
     fail(op, "rowptr: expected shape [blocks, rows + 1] with at most ", f.size(0), " rows, got ",

@@ -206,12 +206,12 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
 def _ids_kind(ids: IdMap | None) -> str | None:
     if ids is None:
         return None
-    return "integer" if ids.ids.dtype.kind == "i" else "string"
+    return "integer" if ids.is_integer else "string"
 
 
 def _ids_to_tensors(name: str, ids: IdMap) -> dict[str, Tensor]:
     """Integers as they are; strings as UTF-8 bytes and the offsets between them."""
-    if _ids_kind(ids) == "integer":
+    if ids.is_integer:
         return {name: torch.from_numpy(ids.ids.copy())}
     encoded = [text.encode() for text in ids.ids.tolist()]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
