@@ -8,11 +8,18 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "propagate(Tensor rowptr, Tensor neighbor, Tensor inv_sqrt_degree, Tensor x, Tensor alpha,"
       " Tensor? ridge=None, Tensor? v=None) -> Tensor");
+  m.def(
+      "propagate.out(Tensor rowptr, Tensor neighbor, Tensor inv_sqrt_degree, Tensor x,"
+      " Tensor alpha, Tensor? ridge, Tensor? v, Tensor(a!) out, Tensor(b!)? scratch) -> ()");
   // (1) in one pass over a stream (see below).
   m.def(
       "propagate_stream(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
       " Tensor inv_sqrt_degree, Tensor x, Tensor alpha, Tensor? ridge=None, Tensor? v=None)"
       " -> Tensor");
+  m.def(
+      "propagate_stream.out(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
+      " Tensor inv_sqrt_degree, Tensor x, Tensor alpha, Tensor? ridge, Tensor? v,"
+      " Tensor(a!) out, Tensor(b!)? scratch) -> ()");
   // (2) loss, residual and curvature of each interaction (left, right): three tensors [E].
   m.def(
       "pointwise_derivatives(Tensor left, Tensor right, Tensor f, Tensor label, Tensor? weight,"
@@ -22,14 +29,21 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "pointwise_gradient(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
       " Tensor residual, Tensor f, Tensor? ridge=None) -> Tensor");
-  // (6) H_F Z + diag(ridge) Z: the exact Hessian.
+  // (6) H_F Z + diag(ridge) Z: the exact Hessian; z [N, d] or [k, N, d].
   m.def(
       "pointwise_hvp(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row, Tensor residual,"
       " Tensor curvature, Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
+  m.def(
+      "pointwise_hvp.out(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
+      " Tensor residual, Tensor curvature, Tensor f, Tensor z, Tensor? ridge, Tensor(a!) out)"
+      " -> ()");
   // (6) without the residual terms: the Gauss-Newton product.
   m.def(
       "pointwise_ggn(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row, Tensor curvature,"
       " Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
+  m.def(
+      "pointwise_ggn.out(Tensor rowptr, Tensor neighbor, Tensor cuts, int first_row,"
+      " Tensor curvature, Tensor f, Tensor z, Tensor? ridge, Tensor(a!) out) -> ()");
   // (6) on rows S of a slice: rowptr [S + 1], rows [S], neighbor and local [entries], z [S, d].
   m.def(
       "restricted_hvp(Tensor rowptr, Tensor rows, Tensor neighbor, Tensor local, Tensor residual,"

@@ -5,9 +5,11 @@ Notation: N nodes (users first, then items), E interactions, d features. Indices
 item's (`propagate`); its `Stream` lists each once, in the order of one pass (pointwise products);
 an `AdjacencySlice` holds some rows (restricted products). Ids are int32 or int64, positions int64.
 Values are float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call
-`contiguous()`). Every op is deterministic: one writer per row at a time, sums in one order, the
-same bits for any number of threads. The ops are derivatives and record no gradient of their own;
-`ifru_ext.functional` has the differentiable forms.
+`contiguous()`). Where an op takes `out`, the result is written there, which must be contiguous and
+share no memory with what is read: a large new tensor costs as much as filling it. Every op is
+deterministic: one writer per row at a time, sums in one order, the same bits for any number of
+threads. The ops are derivatives and record no gradient of their own; `ifru_ext.functional` has the
+differentiable forms.
 
 A bad argument raises InputError (a ValueError) here, and RuntimeError from `torch.ops` directly,
 with the same sentence but for the namespace before the op's name.
@@ -46,6 +48,19 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
     return _call_in_place(op, *(a.contiguous() if isinstance(a, Tensor) else a for a in args))
 
 
+def _call_out(
+    packet: Any, *args: Any, out: Tensor | None, scratch: tuple[Tensor | None, ...] = ()
+) -> Tensor:
+    """Calls a raw op, or its overload that writes to `out`."""
+    if out is None:
+        if any(s is not None for s in scratch):
+            raise InputError("scratch: expected together with out, got it alone")
+        return cast(Tensor, _call(packet.default, *args))
+    contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
+    _call_in_place(packet.out, *contiguous, out, *scratch)
+    return out
+
+
 def _call_in_place(op: Callable[..., Any], *args: Any) -> Any:
     """Calls a raw op; its own sentence about a bad argument becomes a ValueError."""
     try:
@@ -65,6 +80,9 @@ def propagate(
     alpha: Tensor,
     ridge: Tensor | None = None,
     v: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    scratch: Tensor | None = None,
 ) -> Tensor:
     """Propagation P x = sum_k alpha_k (S A S)^k x, plus diag(ridge) v; equation (1), by Horner.
 
@@ -78,14 +96,14 @@ def propagate(
         alpha: [L + 1] float64 on the CPU, the weight of each layer; L = 0 gives alpha_0 x.
         ridge: [N], given together with `v`.
         v: [N, d].
+        out: [N, d] for the result; a new tensor by default.
+        scratch: [N, d] to compute in, given together with `out` only; a new tensor by default.
 
     Returns:
         [N, d].
     """
-    return cast(
-        Tensor,
-        _call(_ops.propagate.default, rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v),
-    )
+    values = inv_sqrt_degree, x, alpha, ridge, v
+    return _call_out(_ops.propagate, rowptr, neighbor, *values, out=out, scratch=(scratch,))
 
 
 def propagate_stream(
@@ -98,6 +116,9 @@ def propagate_stream(
     alpha: Tensor,
     ridge: Tensor | None = None,
     v: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    scratch: Tensor | None = None,
 ) -> Tensor:
     """The same propagation in one pass over the edges for each layer; for the CPU.
 
@@ -113,14 +134,14 @@ def propagate_stream(
         alpha: [L + 1] float64 on the CPU.
         ridge: [N], given together with `v`.
         v: [N, d].
+        out: [N, d] for the result; a new tensor by default.
+        scratch: [N, d] to compute in, given together with `out` only; a new tensor by default.
 
     Returns:
         [N, d].
     """
-    values = inv_sqrt_degree, x, alpha, ridge, v
-    return cast(
-        Tensor, _call(_ops.propagate_stream.default, rowptr, neighbor, cuts, first_row, *values)
-    )
+    indices, values = (rowptr, neighbor, cuts, first_row), (inv_sqrt_degree, x, alpha, ridge, v)
+    return _call_out(_ops.propagate_stream, *indices, *values, out=out, scratch=(scratch,))
 
 
 def pointwise_derivatives(
@@ -191,6 +212,8 @@ def pointwise_hvp(
     f: Tensor,
     z: Tensor,
     ridge: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Hessian-vector product H_F z + diag(ridge) z with the exact Hessian; equation (6).
 
@@ -201,17 +224,16 @@ def pointwise_hvp(
         first_row: Node id of the first row.
         residual: [E] in stream order.
         curvature: [E] in stream order.
-        f: [N, d].
-        z: [N, d], the vector (for LightGCN: propagated).
+        f: [N, d]; also bfloat16 or float16, and then the other values are float32.
+        z: [N, d] of the dtype of f, the vector (for LightGCN: propagated); or several, [k, N, d].
         ridge: [N].
+        out: Like z, float32 for 16-bit features; a new tensor by default.
 
     Returns:
-        [N, d].
+        Like z, float32 for 16-bit features.
     """
-    values = residual, curvature, f, z, ridge
-    return cast(
-        Tensor, _call(_ops.pointwise_hvp.default, rowptr, neighbor, cuts, first_row, *values)
-    )
+    indices, values = (rowptr, neighbor, cuts, first_row), (residual, curvature, f, z, ridge)
+    return _call_out(_ops.pointwise_hvp, *indices, *values, out=out)
 
 
 def pointwise_ggn(
@@ -223,6 +245,8 @@ def pointwise_ggn(
     f: Tensor,
     z: Tensor,
     ridge: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Gauss-Newton product: `pointwise_hvp` without the residual terms; positive semidefinite.
 
@@ -232,17 +256,16 @@ def pointwise_ggn(
         cuts: [C + 1] int64 node ids.
         first_row: Node id of the first row.
         curvature: [E] in stream order.
-        f: [N, d].
-        z: [N, d], the vector (for LightGCN: propagated).
+        f: [N, d]; also bfloat16 or float16, and then the other values are float32.
+        z: [N, d] of the dtype of f, the vector (for LightGCN: propagated); or several, [k, N, d].
         ridge: [N].
+        out: Like z, float32 for 16-bit features; a new tensor by default.
 
     Returns:
-        [N, d].
+        Like z, float32 for 16-bit features.
     """
-    values = curvature, f, z, ridge
-    return cast(
-        Tensor, _call(_ops.pointwise_ggn.default, rowptr, neighbor, cuts, first_row, *values)
-    )
+    indices, values = (rowptr, neighbor, cuts, first_row), (curvature, f, z, ridge)
+    return _call_out(_ops.pointwise_ggn, *indices, *values, out=out)
 
 
 def restricted_hvp(
@@ -430,8 +453,8 @@ def _(
     z: Tensor,
     ridge: Tensor | None = None,
 ) -> Tensor:
-    torch._check(f.shape == z.shape, lambda: "pointwise_hvp: z: expected the shape of f")
-    return torch.empty_like(z)
+    _check_vectors("pointwise_hvp", f, z)
+    return z.new_empty(z.shape, dtype=curvature.dtype)
 
 
 @torch.library.register_fake("ifru_ext::pointwise_ggn")
@@ -445,8 +468,8 @@ def _(
     z: Tensor,
     ridge: Tensor | None = None,
 ) -> Tensor:
-    torch._check(f.shape == z.shape, lambda: "pointwise_ggn: z: expected the shape of f")
-    return torch.empty_like(z)
+    _check_vectors("pointwise_ggn", f, z)
+    return z.new_empty(z.shape, dtype=curvature.dtype)
 
 
 @torch.library.register_fake("ifru_ext::restricted_hvp")
@@ -502,6 +525,21 @@ def _(
 @torch.library.register_fake("ifru_ext::cg_direction")
 def _(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
     torch._check(p.shape == r.shape, lambda: "cg_direction: r: expected the shape of p")
+
+
+def _write_only(*args: Any) -> None:
+    """The fake of an overload that writes to `out`: what it returns."""
+
+
+for _name in ("propagate", "propagate_stream", "pointwise_hvp", "pointwise_ggn"):
+    torch.library.register_fake(f"ifru_ext::{_name}.out", _write_only)
+
+
+def _check_vectors(op: str, f: Tensor, z: Tensor) -> None:
+    torch._check(
+        z.dim() in (2, 3) and z.shape[-2:] == f.shape,
+        lambda: f"{op}: z: expected shape {list(f.shape)} or [k, ...], got {list(z.shape)}",
+    )
 
 
 def _check_rows(op: str, rowptr: Tensor, features: Tensor) -> None:

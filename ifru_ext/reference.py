@@ -148,6 +148,10 @@ def pointwise_hvp(
     ridge: Tensor | None = None,
 ) -> Tensor:
     """Equation (6), without the propagation."""
+    if z.dim() == 3:
+        rest = residual, curvature, f
+        each = [pointwise_hvp(rowptr, neighbor, cuts, first_row, *rest, v, ridge) for v in z]
+        return torch.stack(each)
     n, m = _pairs(rowptr, neighbor, first_row)
     r = residual[:, None]
     gauss_newton = pointwise_ggn(rowptr, neighbor, cuts, first_row, curvature, f, z, ridge)
@@ -165,6 +169,10 @@ def pointwise_ggn(
     ridge: Tensor | None = None,
 ) -> Tensor:
     """Equation (6) without the residual terms."""
+    if z.dim() == 3:
+        rest = curvature, f
+        each = [pointwise_ggn(rowptr, neighbor, cuts, first_row, *rest, v, ridge) for v in z]
+        return torch.stack(each)
     n, m = _pairs(rowptr, neighbor, first_row)
     delta = (z[n] * f[m]).sum(1) + (f[n] * z[m]).sum(1)
     c = (curvature * delta)[:, None]

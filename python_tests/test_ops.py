@@ -266,7 +266,15 @@ def broken(name, position, value):
         ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected ascending columns within"),
         ("pointwise_hvp", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
         ("pointwise_hvp", 1, lambda x: x.long() * 2**58, "neighbor: expected ascending columns"),
-        ("pointwise_hvp", 7, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
+        (
+            "pointwise_hvp",
+            7,
+            lambda x: x[:, :2],
+            "z: expected shape [27, 4] or [k, 27, 4], got",
+        ),
+        ("pointwise_hvp", 7, lambda x: x.half(), "z: expected the dtype of f (Float), got Half"),
+        ("pointwise_hvp", 5, lambda x: x.double(), "curvature: expected Float, got Double"),
+        ("pointwise_gradient", 5, lambda x: x.half(), "f: expected float32 or float64, got Half"),
         ("pointwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
         ("pointwise_ggn", 5, lambda x: x[:5], "rowptr: expected shape [blocks, rows + 1] with at"),
         ("restricted_hvp", 1, lambda x: x + 100, "rows, neighbor and local: expected node ids in"),
@@ -327,6 +335,102 @@ def test_restricted_products_are_blocks_of_the_full_one(name, graph, share):
         *stream.indices, *map(stream.order, values), f, full
     )
     torch.testing.assert_close(got, whole[rows], rtol=1e-12, atol=1e-12)
+
+
+PRODUCTS = ("pointwise_hvp", "pointwise_ggn")
+WRITING = (*PRODUCTS, "propagate", "propagate_stream")
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dim", [7, 64])
+@pytest.mark.parametrize("n_vectors", [0, 1, 3])
+def test_several_vectors_have_the_bits_of_each(name, dim, n_vectors):
+    args = list(op_arguments(name, make_adjacency("power_law"), dim, torch.float32, n_blocks=2))
+    place = len(args) - 2
+    g = torch.Generator().manual_seed(5)
+    vectors = torch.randn(n_vectors, *args[place].shape, generator=g)
+    several = getattr(ops, name)(*args[:place], vectors, args[-1])
+    each = [getattr(ops, name)(*args[:place], v, args[-1]) for v in vectors]
+    assert several.shape == vectors.shape
+    assert all(map(torch.equal, several, each))
+    expected = getattr(reference, name)(*args[:place], vectors, args[-1]) if n_vectors else several
+    assert_close(several, expected, torch.float32)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize("dim", DIMS)
+def test_sixteen_bit_features_are_computed_with_in_float32(name, dim, index, dtype):
+    args = list(op_arguments(name, make_adjacency("power_law", index), dim, torch.float32))
+    stored = [a.to(dtype) if i in (len(args) - 3, len(args) - 2) else a for i, a in enumerate(args)]
+    wide = [
+        a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in stored
+    ]
+    got = getattr(ops, name)(*stored)
+    assert_close(got, getattr(reference, name)(*wide), torch.float32)
+    exact = getattr(ops, name)(*args)
+    error = float((got - exact).norm() / exact.norm())
+    assert error < (5e-3 if dtype == torch.bfloat16 else 5e-4)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_sixteen_bit_features_have_the_same_bits_for_any_threads(name):
+    adjacency, before, results = make_adjacency("hub"), torch.get_num_threads(), []
+    curvature = torch.randn(adjacency.n_interactions, generator=torch.Generator().manual_seed(0))
+    try:
+        for threads, n_blocks in ((1, 1), (2, 2), (3, 8)):
+            torch.set_num_threads(threads)
+            args = list(op_arguments(name, adjacency, 64, torch.float32, n_blocks=n_blocks))
+            values = adjacency.stream(n_blocks).order(curvature)
+            args[4:-3] = [values] * len(args[4:-3])
+            args[-3], args[-2] = args[-3].bfloat16(), args[-2].bfloat16()
+            results.append(getattr(ops, name)(*args))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_are_written_where_asked(name, dtype):
+    args = op_arguments(name, make_adjacency("power_law"), 20, dtype)
+    expected = getattr(ops, name)(*args)
+    out = torch.full_like(expected, math.nan)
+    assert getattr(ops, name)(*args, out=out) is out
+    assert torch.equal(out, expected)
+    if name.startswith("propagate"):
+        scratch = torch.full_like(expected, math.nan)
+        assert torch.equal(getattr(ops, name)(*args, out=out.zero_(), scratch=scratch), expected)
+        scratches = (scratch,)
+    else:
+        scratches = ()
+    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).out, (*args, out, *scratches))
+
+
+def test_what_is_written_to_is_checked():
+    args = list(op_arguments("pointwise_hvp", make_adjacency("isolated"), 6, torch.float32))
+    f, z = args[6:8]
+    for out, text in (
+        (torch.empty(27, 5), r"out: expected shape \[27, 6\], got \[27, 5\]"),
+        (torch.empty(27, 6).double(), "out: expected Float, got Double"),
+        (torch.empty(6, 27).T, "out: expected a contiguous tensor"),
+        (f, "out: expected memory of its own, got some of f"),
+        (z, "out: expected memory of its own, got some of z"),
+    ):
+        with pytest.raises(ValueError, match="^pointwise_hvp: " + text):
+            ops.pointwise_hvp(*args, out=out)
+    args = list(op_arguments("propagate", make_adjacency("isolated"), 6, torch.float32))
+    x, v, out = args[3], args[6], torch.empty(27, 6)
+    for buffers, text in (
+        ({"out": x}, "out: expected memory of its own, got some of x"),
+        ({"out": v}, "out: expected memory of its own, got some of v"),
+        ({"out": out, "scratch": out}, "scratch: expected memory of its own, got some of out"),
+        ({"out": out, "scratch": out[:5]}, r"scratch: expected shape \[27, 6\], got \[5, 6\]"),
+        ({"scratch": out}, "expected together with out, got it alone"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            ops.propagate(*args, **buffers)
 
 
 def vectors(shape, dtype, n):

@@ -72,6 +72,29 @@ inline void check_same(const char* op, const char* name, const Tensor& t, const 
   if (!same_device(t, other)) fail(op, name, ": expected the device of ", other_name);
 }
 
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
+  if (t.scalar_type() != expected) {
+    fail(op, name, ": expected ", torch::headeronly::toString(expected), ", got ",
+         torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// What features of this dtype are computed with: float32 for sixteen-bit storage.
+inline ScalarType value_type(ScalarType storage) {
+  const bool half = storage == ScalarType::Half || storage == ScalarType::BFloat16;
+  return half ? ScalarType::Float : storage;
+}
+
+// Memory that is written while `other` is read.
+inline void check_apart(const char* op, const char* name, const Tensor& t, const char* other_name,
+                        const Tensor& other) {
+  const auto first = [](const Tensor& x) { return static_cast<const char*>(x.const_data_ptr()); };
+  const auto last = [&](const Tensor& x) { return first(x) + x.numel() * x.element_size(); };
+  if (first(t) < last(other) && first(other) < last(t)) {
+    fail(op, name, ": expected memory of its own, got some of ", other_name);
+  }
+}
+
 // A value tensor of the op: shape, and dtype and device of the features `f`.
 inline void check_value(const char* op, const char* name, const Tensor& t, const char* f_name,
                         const Tensor& f, int64_t dim, int64_t rows, int64_t columns = -1) {

@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
@@ -56,72 +56,147 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, con
   return {value, residual, curvature};
 }
 
-// Gradient, exact product and Gauss-Newton product: what is absent is not read by the kernel.
-Tensor stream_product(const char* op, const Tensor& rowptr, const Tensor& neighbor,
-                      const Tensor& cuts, int64_t first_row, const std::optional<Tensor>& residual,
-                      const std::optional<Tensor>& curvature, const Tensor& f,
-                      const std::optional<Tensor>& z, const std::optional<Tensor>& ridge) {
+// Checks of all passes over a stream but z and the output.
+void check_pass(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                const std::optional<Tensor>& residual, const std::optional<Tensor>& curvature,
+                const Tensor& f, const std::optional<Tensor>& ridge) {
   check_shape(op, "f", f, 2, -1);
   check_stream_shapes(op, rowptr, neighbor, cuts, f);
-  check_value(op, "residual", residual, "f", f, 1, neighbor.numel());
-  check_value(op, "curvature", curvature, "f", f, 1, neighbor.numel());
-  check_value(op, "z", z, "f", f, 2, f.size(0), f.size(1));
-  check_value(op, "ridge", ridge, "f", f, 1, f.size(0));
-  const int64_t d = f.size(1);
+  const auto check = [&](const char* name, const std::optional<Tensor>& t, int64_t n) {
+    if (!t.has_value()) return;
+    check_shape(op, name, *t, 1, n);
+    check_dtype(op, name, *t, value_type(f.scalar_type()));
+    if (!same_device(*t, f)) fail(op, name, ": expected the device of f");
+  };
+  check("residual", residual, neighbor.numel());
+  check("curvature", curvature, neighbor.numel());
+  check("ridge", ridge, f.size(0));
+}
 
-  Tensor out = torch::stable::empty_like(f);
-  dispatch(op, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
+// One vector z [N, d], or several [k, N, d].
+void check_vectors(const char* op, const Tensor& z, const Tensor& f) {
+  const bool several = z.dim() == 3;
+  const bool ok =
+      (several || z.dim() == 2) && z.size(several) == f.size(0) && z.size(several + 1) == f.size(1);
+  if (!ok) {
+    fail(op, "z: expected shape ", shape_text(f), " or [k, ", f.size(0), ", ", f.size(1), "], got ",
+         shape_text(z));
+  }
+  if (!z.is_contiguous()) fail(op, "z: expected a contiguous tensor");
+  check_same(op, "z", z, "f", f);
+}
+
+void check_output(const char* op, const Tensor& out, const Tensor& f, const Tensor& z) {
+  bool same_shape = out.dim() == z.dim();
+  for (int64_t k = 0; same_shape && k < z.dim(); ++k) same_shape = out.size(k) == z.size(k);
+  if (!same_shape) {
+    fail(op, "out: expected shape ", shape_text(z), ", got ", shape_text(out));
+  }
+  if (!out.is_contiguous()) fail(op, "out: expected a contiguous tensor");
+  check_dtype(op, "out", out, value_type(f.scalar_type()));
+  if (!same_device(out, f)) fail(op, "out: expected the device of f");
+  check_apart(op, "out", out, "f", f);
+  check_apart(op, "out", out, "z", z);
+}
+
+// Gradient (z is f, no curvature), Gauss-Newton product (no residual) or exact product.
+void run_products(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                  int64_t first_row, const std::optional<Tensor>& residual,
+                  const std::optional<Tensor>& curvature, const Tensor& f, const Tensor& z,
+                  const std::optional<Tensor>& ridge, const Tensor& out) {
+  const int64_t size = f.numel();
+  const int64_t n_vectors = z.dim() == 3 ? z.size(0) : 1;
+  dispatch_storage(op, "f", f.scalar_type(), [&](auto storage_tag, auto value_tag) {
+    using S = decltype(storage_tag);
     using T = decltype(value_tag);
-    using I = decltype(index_tag);
-    const auto stream = check_stream<I>(op, rowptr, neighbor, cuts, first_row, f.size(0));
-    std::vector<T> scratch(stream.n_blocks * d);
-    const T* f_data = f.const_data_ptr<T>();
-    const T* start = z.has_value() ? z->const_data_ptr<T>() : f_data;  // what the ridge multiplies
-    const cpu::StreamArgs<T, I> args{
-        stream, data_or_null<T>(residual), data_or_null<T>(curvature), f_data,
-        start,  data_or_null<T>(ridge),    out.mutable_data_ptr<T>(),  scratch.data(),
-        d};
-    const auto& kernels = cpu::kernels<T, I>();
-    const auto kernel = !curvature.has_value() ? kernels.gradient
-                        : residual.has_value() ? kernels.hvp
-                                               : kernels.gauss_newton;
-    const auto start_columns = [&](int64_t first, int64_t last) {
-      if (args.ridge == nullptr) {
-        std::fill(args.out + first * d, args.out + last * d, T(0));
-        return;
+    dispatch_index(op, "neighbor", neighbor.scalar_type(), [&](auto index_tag) {
+      using I = decltype(index_tag);
+      const auto stream = check_stream<I>(op, rowptr, neighbor, cuts, first_row, f.size(0));
+      std::vector<T> scratch(stream.n_blocks * f.size(1));
+      const S* z_data = static_cast<const S*>(z.const_data_ptr());
+      T* out_data = out.mutable_data_ptr<T>();
+      const auto& products = cpu::product_kernels<S, T, I>();
+      const auto* kernels = residual.has_value() ? &products.hvp : &products.gauss_newton;
+      if constexpr (std::is_same_v<S, T>) {
+        if (!curvature.has_value()) kernels = &cpu::kernels<T, I>().gradient;
       }
-      for (int64_t m = first; m < last; ++m) {
-        for (int64_t k = m * d; k < (m + 1) * d; ++k) args.out[k] = args.ridge[m] * start[k];
+      // One vector after the other: together they would share the reads of f, a quarter of what is
+      // read, and compete for the cache with their own rows. Measured, that loses.
+      for (int64_t k = 0; k < n_vectors; ++k) {
+        const cpu::StreamArgs<S, T, I> args{stream,
+                                            data_or_null<T>(residual),
+                                            data_or_null<T>(curvature),
+                                            static_cast<const S*>(f.const_data_ptr()),
+                                            z_data + k * size,
+                                            data_or_null<T>(ridge),
+                                            out_data + k * size,
+                                            scratch.data(),
+                                            f.size(1)};
+        if (!run_pass(*kernels, args)) fail(op, kColumnsText);
       }
-    };
-    const bool ok = run_stream(
-        stream, start_columns,
-        [&](int64_t block, int64_t begin, int64_t end) { return kernel(args, block, begin, end); },
-        [](int64_t, int64_t) {});
-    if (!ok) fail(op, kColumnsText);
+    });
   });
-  return out;
 }
 
 Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                           int64_t first_row, const Tensor& residual, const Tensor& f,
                           const std::optional<Tensor>& ridge) {
-  return stream_product("pointwise_gradient", rowptr, neighbor, cuts, first_row, residual,
-                        std::nullopt, f, std::nullopt, ridge);
+  constexpr const char* kOp = "pointwise_gradient";
+  check_pass(kOp, rowptr, neighbor, cuts, residual, std::nullopt, f, ridge);
+  dispatch_value(kOp, "f", f.scalar_type(), [](auto) {});
+  Tensor out = torch::stable::empty_like(f);
+  run_products(kOp, rowptr, neighbor, cuts, first_row, residual, std::nullopt, f, f, ridge, out);
+  return out;
 }
+
+// The products into an output that was allocated by the caller, or here.
+void product_out(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                 int64_t first_row, const std::optional<Tensor>& residual, const Tensor& curvature,
+                 const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge,
+                 const Tensor& out) {
+  check_pass(op, rowptr, neighbor, cuts, residual, curvature, f, ridge);
+  check_vectors(op, z, f);
+  check_output(op, out, f, z);
+  run_products(op, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
+}
+
+Tensor product(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+               int64_t first_row, const std::optional<Tensor>& residual, const Tensor& curvature,
+               const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
+  std::vector<int64_t> shape;
+  for (int64_t k = 0; k < z.dim(); ++k) shape.push_back(z.size(k));
+  Tensor out =
+      torch::stable::new_empty(z, {shape.data(), shape.size()}, value_type(z.scalar_type()));
+  product_out(op, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
+  return out;
+}
+
+constexpr const char* kHvp = "pointwise_hvp";
+constexpr const char* kGgn = "pointwise_ggn";
 
 Tensor pointwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                      int64_t first_row, const Tensor& residual, const Tensor& curvature,
                      const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
-  return stream_product("pointwise_hvp", rowptr, neighbor, cuts, first_row, residual, curvature, f,
-                        z, ridge);
+  return product(kHvp, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge);
+}
+
+void pointwise_hvp_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                       int64_t first_row, const Tensor& residual, const Tensor& curvature,
+                       const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge,
+                       const Tensor& out) {
+  product_out(kHvp, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
 }
 
 Tensor pointwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                      int64_t first_row, const Tensor& curvature, const Tensor& f, const Tensor& z,
                      const std::optional<Tensor>& ridge) {
-  return stream_product("pointwise_ggn", rowptr, neighbor, cuts, first_row, std::nullopt, curvature,
-                        f, z, ridge);
+  return product(kGgn, rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, z, ridge);
+}
+
+void pointwise_ggn_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                       int64_t first_row, const Tensor& curvature, const Tensor& f, const Tensor& z,
+                       const std::optional<Tensor>& ridge, const Tensor& out) {
+  product_out(kGgn, rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, z, ridge, out);
 }
 
 }  // namespace
@@ -131,5 +206,7 @@ STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CPU, m) {
   m.impl("pointwise_derivatives", TORCH_BOX(&ifru::ops::pointwise_derivatives));
   m.impl("pointwise_gradient", TORCH_BOX(&ifru::ops::pointwise_gradient));
   m.impl("pointwise_hvp", TORCH_BOX(&ifru::ops::pointwise_hvp));
+  m.impl("pointwise_hvp.out", TORCH_BOX(&ifru::ops::pointwise_hvp_out));
   m.impl("pointwise_ggn", TORCH_BOX(&ifru::ops::pointwise_ggn));
+  m.impl("pointwise_ggn.out", TORCH_BOX(&ifru::ops::pointwise_ggn_out));
 }

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
@@ -31,113 +30,124 @@ void scale_rows(T factor, const T* s, const T* x, const T* ridge, const T* v, in
   });
 }
 
-// Horner's recursion: step(layer, scaled, out) computes one layer from the scaled one above it.
+// Horner's recursion: step(args) computes one layer from the scaled one above it. The layers
+// alternate between `out` and `scratch`, which is made here where it is needed and not given, so
+// that the last one lands in `out`.
 template <class T, class Step>
-Tensor horner(const Tensor& inv_sqrt_degree, const Tensor& x, const Tensor& alpha,
-              const std::optional<Tensor>& ridge, const std::optional<Tensor>& v,
-              const Step& step) {
+void horner(const Tensor& inv_sqrt_degree, const Tensor& x, const Tensor& alpha,
+            const std::optional<Tensor>& ridge, const std::optional<Tensor>& v, const Tensor& out,
+            std::optional<Tensor> scratch, const Step& step) {
   const int64_t n = x.size(0);
   const int64_t d = x.size(1);
   const int64_t n_layers = alpha.numel() - 1;
   const double* alpha_data = alpha.const_data_ptr<double>();
-  const T* x_data = x.const_data_ptr<T>();
-  Tensor out = torch::stable::empty_like(x);
+  cpu::HornerStep<T> args{inv_sqrt_degree.const_data_ptr<T>(),
+                          x.const_data_ptr<T>(),
+                          nullptr,
+                          data_or_null<T>(ridge),
+                          data_or_null<T>(v),
+                          out.mutable_data_ptr<T>(),
+                          static_cast<T>(alpha_data[0]),
+                          false,
+                          d};
   if (n_layers == 0) {
-    scale_rows<T>(static_cast<T>(alpha_data[0]), nullptr, x_data, data_or_null<T>(ridge),
-                  data_or_null<T>(v), n, d, out.mutable_data_ptr<T>());
-    return out;
+    scale_rows<T>(args.alpha, nullptr, args.x, args.ridge, args.v, n, d, args.out);
+    return;
   }
-  // The steps alternate between `out` and one scratch buffer so that the last lands in `out`.
-  Tensor scratch = torch::stable::empty_like(x);
-  T* buffers[2] = {out.mutable_data_ptr<T>(), scratch.mutable_data_ptr<T>()};
-  scale_rows<T>(static_cast<T>(alpha_data[n_layers]), inv_sqrt_degree.const_data_ptr<T>(), x_data,
-                nullptr, nullptr, n, d, buffers[n_layers % 2]);
+  if (!scratch.has_value()) scratch = torch::stable::empty_like(x);
+  T* buffers[2] = {out.mutable_data_ptr<T>(), scratch->mutable_data_ptr<T>()};
+  scale_rows<T>(static_cast<T>(alpha_data[n_layers]), args.inv_sqrt_degree, args.x, nullptr,
+                nullptr, n, d, buffers[n_layers % 2]);
   for (int64_t layer = n_layers - 1; layer >= 0; --layer) {
-    step(layer, static_cast<T>(alpha_data[layer]), buffers[(layer + 1) % 2], buffers[layer % 2]);
+    cpu::HornerStep<T> inner = args;
+    inner.scaled = buffers[(layer + 1) % 2];
+    inner.out = buffers[layer % 2];
+    inner.alpha = static_cast<T>(alpha_data[layer]);
+    inner.scale_output = layer > 0;
+    if (layer > 0) inner.ridge = nullptr;
+    step(inner);
   }
-  return out;
+}
+
+// `out` and `scratch` are written while the others are read.
+void check_buffers(const char* op, const Tensor& x, const std::optional<Tensor>& v,
+                   const Tensor& out, const std::optional<Tensor>& scratch) {
+  const auto check = [&](const char* name, const Tensor& t) {
+    check_value(op, name, t, "x", x, 2, x.size(0), x.size(1));
+    check_apart(op, name, t, "x", x);
+    if (v.has_value()) check_apart(op, name, t, "v", *v);
+  };
+  check("out", out);
+  if (scratch.has_value()) {
+    check("scratch", *scratch);
+    check_apart(op, "scratch", *scratch, "out", out);
+  }
+}
+
+void propagate_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
+                   const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
+                   const std::optional<Tensor>& v, const Tensor& out,
+                   const std::optional<Tensor>& scratch) {
+  constexpr const char* kOp = "propagate";
+  check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
+  check_buffers(kOp, x, v, out, scratch);
+  const int64_t n = x.size(0);
+  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
+  check_rowptr(kOp, rowptr_data, n, neighbor.numel());
+  dispatch(kOp, "x", x, "neighbor", neighbor, [&](auto value, auto index) {
+    using T = decltype(value);
+    using I = decltype(index);
+    const auto& kernels = cpu::kernels<T, I>();
+    const cpu::Adjacency<I> adjacency{rowptr_data, neighbor.const_data_ptr<I>(), n};
+    const auto step = [&](const cpu::HornerStep<T>& inner) {
+      const cpu::PropagateArgs<T, I> args{inner, adjacency};
+      const bool ok = parallel_rows(rowptr_data, n, [&](int64_t begin, int64_t end) {
+        return kernels.propagate(args, begin, end);
+      });
+      if (!ok) fail_node_id(kOp, "neighbor", n);
+    };
+    horner<T>(inv_sqrt_degree, x, alpha, ridge, v, out, scratch, step);
+  });
 }
 
 Tensor propagate(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
                  const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
                  const std::optional<Tensor>& v) {
-  constexpr const char* kOp = "propagate";
-  check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
-  const int64_t n = x.size(0);
-  const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
-  check_rowptr(kOp, rowptr_data, n, neighbor.numel());
+  Tensor out = torch::stable::empty_like(x);
+  propagate_out(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v, out, std::nullopt);
+  return out;
+}
 
-  std::optional<Tensor> out;
+void propagate_stream_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
+                          int64_t first_row, const Tensor& inv_sqrt_degree, const Tensor& x,
+                          const Tensor& alpha, const std::optional<Tensor>& ridge,
+                          const std::optional<Tensor>& v, const Tensor& out,
+                          const std::optional<Tensor>& scratch) {
+  constexpr const char* kOp = "propagate_stream";
+  check_propagate_values(kOp, inv_sqrt_degree, x, alpha, ridge, v);
+  check_stream_shapes(kOp, rowptr, neighbor, cuts, x);
+  check_buffers(kOp, x, v, out, scratch);
   dispatch(kOp, "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
-    const auto& kernels = cpu::kernels<T, I>();
-    out = horner<T>(
-        inv_sqrt_degree, x, alpha, ridge, v,
-        [&](int64_t layer, T weight, const T* scaled, T* result) {
-          const bool last = layer == 0;
-          const cpu::PropagateArgs<T, I> args{{rowptr_data, neighbor.const_data_ptr<I>(), n},
-                                              inv_sqrt_degree.const_data_ptr<T>(),
-                                              x.const_data_ptr<T>(),
-                                              scaled,
-                                              last ? data_or_null<T>(ridge) : nullptr,
-                                              last ? data_or_null<T>(v) : nullptr,
-                                              result,
-                                              weight,
-                                              !last,
-                                              x.size(1)};
-          const bool ok = parallel_rows(rowptr_data, n, [&](int64_t begin, int64_t end) {
-            return kernels.propagate(args, begin, end);
-          });
-          if (!ok) fail_node_id(kOp, "neighbor", n);
-        });
+    const auto stream = check_stream<I>(kOp, rowptr, neighbor, cuts, first_row, x.size(0));
+    std::vector<T> part(stream.n_blocks * x.size(1));
+    const auto step = [&](const cpu::HornerStep<T>& inner) {
+      const cpu::PropagateStreamArgs<T, I> args{inner, stream, part.data()};
+      if (!run_pass(cpu::kernels<T, I>().propagate_stream, args)) fail(kOp, kColumnsText);
+    };
+    horner<T>(inv_sqrt_degree, x, alpha, ridge, v, out, scratch, step);
   });
-  return *out;
 }
 
 Tensor propagate_stream(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                         int64_t first_row, const Tensor& inv_sqrt_degree, const Tensor& x,
                         const Tensor& alpha, const std::optional<Tensor>& ridge,
                         const std::optional<Tensor>& v) {
-  constexpr const char* kOp = "propagate_stream";
-  check_propagate_values(kOp, inv_sqrt_degree, x, alpha, ridge, v);
-  check_stream_shapes(kOp, rowptr, neighbor, cuts, x);
-  const int64_t d = x.size(1);
-
-  std::optional<Tensor> out;
-  dispatch(kOp, "x", x, "neighbor", neighbor, [&](auto value, auto index) {
-    using T = decltype(value);
-    using I = decltype(index);
-    const auto stream = check_stream<I>(kOp, rowptr, neighbor, cuts, first_row, x.size(0));
-    const auto& kernels = cpu::kernels<T, I>();
-    std::vector<T> part(stream.n_blocks * d);
-    out = horner<T>(
-        inv_sqrt_degree, x, alpha, ridge, v,
-        [&](int64_t layer, T weight, const T* scaled, T* result) {
-          const bool last = layer == 0;
-          const cpu::PropagateStreamArgs<T> args{inv_sqrt_degree.const_data_ptr<T>(),
-                                                 x.const_data_ptr<T>(),
-                                                 scaled,
-                                                 last ? data_or_null<T>(ridge) : nullptr,
-                                                 last ? data_or_null<T>(v) : nullptr,
-                                                 result,
-                                                 part.data(),
-                                                 weight,
-                                                 !last,
-                                                 d};
-          const bool ok = run_stream(
-              stream,
-              [&](int64_t first, int64_t end) {
-                std::fill(result + first * d, result + end * d, T(0));
-              },
-              [&](int64_t block, int64_t begin, int64_t end) {
-                return kernels.propagate_stream(args, stream, block, begin, end);
-              },
-              [&](int64_t first, int64_t end) { kernels.propagate_finish(args, first, end); });
-          if (!ok) fail(kOp, kColumnsText);
-        });
-  });
-  return *out;
+  Tensor out = torch::stable::empty_like(x);
+  propagate_stream_out(rowptr, neighbor, cuts, first_row, inv_sqrt_degree, x, alpha, ridge, v, out,
+                       std::nullopt);
+  return out;
 }
 
 }  // namespace
@@ -145,5 +155,7 @@ Tensor propagate_stream(const Tensor& rowptr, const Tensor& neighbor, const Tens
 
 STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CPU, m) {
   m.impl("propagate", TORCH_BOX(&ifru::ops::propagate));
+  m.impl("propagate.out", TORCH_BOX(&ifru::ops::propagate_out));
   m.impl("propagate_stream", TORCH_BOX(&ifru::ops::propagate_stream));
+  m.impl("propagate_stream.out", TORCH_BOX(&ifru::ops::propagate_stream_out));
 }

@@ -62,15 +62,14 @@ inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tens
   if (cuts.numel() < 2) fail(op, "cuts: expected at least two nodes, got ", cuts.numel());
 }
 
-// Runs over all rows of all blocks: start(first, last) for the block's columns, rows(block, begin,
-// end) for chunks of rows, finish(first, last) for the columns again. Block b works on a chunk when
+// Runs a pass (kernels.h) over the stream of its arguments. Block b works on a chunk of rows when
 // block b - 1 has left it, so a row has one writer at a time and is summed in the order of its
 // columns. Tasks wait only for tasks of a lower number, which parallel_for starts no later: one
 // thread, or fewer than there are blocks, cannot deadlock. False if a call of rows was false.
-template <class I, class Start, class Rows, class Finish>
-bool run_stream(const cpu::Stream<I>& s, const Start& start, const Rows& rows,
-                const Finish& finish) {
+template <class Args>
+bool run_pass(const cpu::PassKernels<Args>& kernels, const Args& args) {
   constexpr int64_t kChunk = 512;  // rows: a few thousand interactions between two handshakes
+  const auto& s = args.stream;
   const int64_t n_chunks = (s.n_rows + kChunk - 1) / kChunk;
   const int64_t per_block = s.n_cuts / s.n_blocks;
   struct alignas(64) Progress {
@@ -82,7 +81,7 @@ bool run_stream(const cpu::Stream<I>& s, const Start& start, const Rows& rows,
     for (int64_t block = first; block < last; ++block) {
       const int64_t first_column = s.cuts[block * per_block];
       const int64_t last_column = s.cuts[(block + 1) * per_block];
-      start(first_column, last_column);
+      kernels.start(args, first_column, last_column);
       for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
         if (block > 0) {
           while (done[block - 1].chunks.load(std::memory_order_acquire) <= chunk) {
@@ -90,12 +89,12 @@ bool run_stream(const cpu::Stream<I>& s, const Start& start, const Rows& rows,
           }
         }
         const int64_t begin = chunk * kChunk;
-        if (!rows(block, begin, std::min(begin + kChunk, s.n_rows))) {
+        if (!kernels.rows(args, block, begin, std::min(begin + kChunk, s.n_rows))) {
           ok.store(false, std::memory_order_relaxed);
         }
         done[block].chunks.store(chunk + 1, std::memory_order_release);
       }
-      finish(first_column, last_column);
+      kernels.finish(args, first_column, last_column);
     }
   });
   return ok.load();

@@ -73,15 +73,17 @@ struct Streamed {
   int64_t n_blocks_;
 };
 
-// Runs a stream kernel block by block on an output that starts as the ridge says.
-template <class T, class I>
-bool run_blocks(const cpu::StreamArgs<T, I>& a, cpu::StreamFn<T, I>* kernel, const T* start) {
-  for (int64_t k = kUsers * a.d; k < (kUsers + kItems) * a.d; ++k) {
-    a.out[k] = a.ridge == nullptr ? T(0) : a.ridge[k / a.d] * start[k];
-  }
+// Runs a pass block by block, the rows in two chunks.
+template <class Args>
+bool run_blocks(const cpu::PassKernels<Args>& kernels, const Args& a) {
+  const int64_t per_block = a.stream.n_cuts / a.stream.n_blocks;
   bool ok = true;
   for (int64_t block = 0; block < a.stream.n_blocks; ++block) {
-    ok = kernel(a, block, 0, 4) && kernel(a, block, 4, kUsers) && ok;
+    const int64_t first = a.stream.cuts[block * per_block];
+    const int64_t last = a.stream.cuts[(block + 1) * per_block];
+    kernels.start(a, first, last);
+    ok = kernels.rows(a, block, 0, 4) && kernels.rows(a, block, 4, kUsers) && ok;
+    kernels.finish(a, first, last);
   }
   return ok;
 }
@@ -125,8 +127,9 @@ void check_propagate(const cpu::Kernels<T, I>& kernels, int64_t d) {
       expected[v * d + k] = s[v] * (0.25 * own + s[v] * sum) + double(ridge[v]) * own;
     }
   }
-  cpu::PropagateArgs<T, I> args{graph.view(), s.data(),   f.data(), z.data(), ridge.data(),
-                                f.data(),     out.data(), T(0.25),  true,     d};
+  cpu::PropagateArgs<T, I> args{
+      {s.data(), f.data(), z.data(), ridge.data(), f.data(), out.data(), T(0.25), true, d},
+      graph.view()};
   CHECK(kernels.propagate(args, 0, n));
   check_close(out, expected, sizeof(T) == 4 ? 1e-3 : 1e-11);
   Graph<I> broken = graph;
@@ -147,20 +150,16 @@ void check_propagate_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
   const auto s = random_values<T>(n, 4);
   const auto ridge = random_values<T>(n, 5);
   std::vector<T> gathered(n * d);
-  CHECK(kernels.propagate({graph.view(), s.data(), f.data(), z.data(), ridge.data(), f.data(),
-                           gathered.data(), T(0.25), true, d},
-                          0, n));
+  cpu::HornerStep<T> step{s.data(), f.data(), z.data(), ridge.data(), f.data(), gathered.data(),
+                          T(0.25),  true,     d};
+  CHECK(kernels.propagate({step, graph.view()}, 0, n));
   const std::vector<double> expected(gathered.begin(), gathered.end());
   for (const int64_t n_blocks : {1, 2, 4}) {
     const Streamed<I> streamed(graph, 4, n_blocks);
     std::vector<T> out(n * d), scratch(n_blocks * d);
-    const cpu::PropagateStreamArgs<T> args{s.data(), f.data(),   z.data(),       ridge.data(),
-                                           f.data(), out.data(), scratch.data(), T(0.25),
-                                           true,     d};
-    for (int64_t block = 0; block < n_blocks; ++block) {
-      CHECK(kernels.propagate_stream(args, streamed.view(), block, 0, kUsers));
-    }
-    CHECK(kernels.propagate_finish(args, kUsers, n));
+    step.out = out.data();
+    const cpu::PropagateStreamArgs<T, I> args{step, streamed.view(), scratch.data()};
+    CHECK(run_blocks(kernels.propagate_stream, args));
     check_close(out, expected, sizeof(T) == 4 ? 1e-3 : 1e-11);
   }
 }
@@ -209,15 +208,16 @@ void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
     }
     std::vector<T> scratch(n_blocks * d);
     std::vector<std::vector<T>> out(3, std::vector<T>(n * d));
-    cpu::StreamArgs<T, I> args{streamed.view(), r.data(),      w.data(),       f.data(), z.data(),
-                               ridge.data(),    out[0].data(), scratch.data(), d};
-    CHECK(run_blocks(args, kernels.hvp, z.data()));
+    cpu::StreamArgs<T, T, I> args{streamed.view(), r.data(),       w.data(),
+                                  f.data(),        z.data(),       ridge.data(),
+                                  out[0].data(),   scratch.data(), d};
+    CHECK(run_blocks(kernels.products.hvp, args));
     args.out = out[1].data();
     args.residual = nullptr;
-    CHECK(run_blocks(args, kernels.gauss_newton, z.data()));
+    CHECK(run_blocks(kernels.products.gauss_newton, args));
     args = {streamed.view(), r.data(),      nullptr,        f.data(), f.data(),
             ridge.data(),    out[2].data(), scratch.data(), d};
-    CHECK(run_blocks(args, kernels.gradient, f.data()));
+    CHECK(run_blocks(kernels.gradient, args));
     check_close(out[0], hvp, tolerance);
     check_close(out[1], gauss_newton, tolerance);
     check_close(out[2], gradient, tolerance);
@@ -230,8 +230,100 @@ void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
                        std::numeric_limits<I>::max()}) {
       broken.order.neighbor[edges / 2] = id;
       args.stream = broken.view();
-      CHECK(!run_blocks(args, kernels.gradient, f.data()));
+      CHECK(!run_blocks(kernels.gradient, args));
     }
+  }
+}
+
+// What a stored number means, from its fields.
+double value_of(uint16_t bits, int n_mantissa) {
+  const int exponent_mask = (1 << (15 - n_mantissa)) - 1;
+  const int bias = exponent_mask / 2;
+  const int exponent = bits >> n_mantissa & exponent_mask;
+  const int mantissa = bits & ((1 << n_mantissa) - 1);
+  const int whole = exponent == 0 ? mantissa : mantissa | 1 << n_mantissa;
+  const double size = std::ldexp(whole, (exponent == 0 ? 1 : exponent) - bias - n_mantissa);
+  return bits & 0x8000 ? -size : size;
+}
+
+// Every finite sixteen-bit number: f = 0 and r = 1 exchange the two ends' z.
+template <class S, class I>
+void check_storage(const cpu::ProductKernels<S, float, I>& kernels, int64_t d, int n_mantissa) {
+  const std::vector<int64_t> rowptr = {0, 1}, cuts = {1, 2};
+  const std::vector<I> neighbor = {1};
+  const float residual = 1, curvature = 0.5;
+  const int infinite = 0x8000 - (1 << n_mantissa);
+  std::vector<uint16_t> finite;
+  for (int bits = 0; bits < 0x10000; ++bits) {
+    if ((bits & 0x7fff) < infinite) finite.push_back(static_cast<uint16_t>(bits));
+  }
+  const std::vector<S> f(2 * d, S{0});
+  std::vector<S> z(2 * d);
+  std::vector<float> out(2 * d), scratch(d);
+  const cpu::StreamArgs<S, float, I> args{{rowptr.data(), neighbor.data(), cuts.data(), 1, 1, 1, 0},
+                                          &residual,
+                                          &curvature,
+                                          f.data(),
+                                          z.data(),
+                                          nullptr,
+                                          out.data(),
+                                          scratch.data(),
+                                          d};
+  bool equal = true;
+  for (size_t first = 0; first < finite.size(); first += d) {
+    for (int64_t k = 0; k < d; ++k) {
+      z[k].bits = finite[(first + k) % finite.size()];
+      z[d + k].bits = finite[(first + k + 999) % finite.size()];
+    }
+    kernels.hvp.start(args, 1, 2);
+    CHECK(kernels.hvp.rows(args, 0, 0, 1));
+    for (int64_t k = 0; k < 2 * d; ++k) {
+      equal &= double(out[k]) == value_of(z[(k + d) % (2 * d)].bits, n_mantissa);
+    }
+  }
+  CHECK(equal);
+}
+
+// Products of stored features against those of the same numbers as float.
+template <class S, class I>
+void check_stored_products(const cpu::Kernels<float, I>& plain,
+                           const cpu::ProductKernels<S, float, I>& stored, int64_t d,
+                           int n_mantissa) {
+  const Graph<I> graph = make_graph<I>();
+  const int64_t n = graph.n_nodes;
+  const int64_t edges = static_cast<int64_t>(graph.neighbor.size()) / 2;
+  std::mt19937 random(8);
+  const int one = ((1 << (15 - n_mantissa)) - 1) / 2 << n_mantissa;
+  std::vector<S> stored_f(n * d), stored_z(n * d);
+  std::vector<float> f, z;
+  for (auto* pair : {&stored_f, &stored_z}) {
+    for (S& x : *pair) {
+      x.bits = static_cast<uint16_t>((one + random() % 64) | (random() % 2 ? 0x8000 : 0));
+      (pair == &stored_f ? f : z).push_back(static_cast<float>(value_of(x.bits, n_mantissa)));
+    }
+  }
+  const auto ridge = random_values<float>(n, 5);
+  const auto residual = random_values<float>(edges, 6);
+  const auto curvature = random_values<float>(edges, 7);
+  const Streamed<I> streamed(graph, 4, 2);
+  std::vector<float> expected(n * d), out(n * d), scratch(2 * d);
+  for (const bool exact : {true, false}) {
+    const float* r = exact ? residual.data() : nullptr;
+    const cpu::StreamArgs<float, float, I> args{
+        streamed.view(), r, curvature.data(), f.data(), z.data(), ridge.data(), expected.data(),
+        scratch.data(),  d};
+    const cpu::StreamArgs<S, float, I> stored_args{streamed.view(),
+                                                   r,
+                                                   curvature.data(),
+                                                   stored_f.data(),
+                                                   stored_z.data(),
+                                                   ridge.data(),
+                                                   out.data(),
+                                                   scratch.data(),
+                                                   d};
+    CHECK(run_blocks(exact ? plain.products.hvp : plain.products.gauss_newton, args));
+    CHECK(run_blocks(exact ? stored.hvp : stored.gauss_newton, stored_args));
+    check_close(out, std::vector<double>(expected.begin(), expected.end()), 1e-4);
   }
 }
 
@@ -394,6 +486,14 @@ void check_table(const cpu::KernelTable& table) {
     check_restricted(table.f64_i64, d);
     check_vectors(table.f32, 5, d);
     check_vectors(table.f64, 5, d);
+    check_stored_products(table.f32_i32, table.bf16_i32, d, 7);
+    check_stored_products(table.f32_i64, table.bf16_i64, d, 7);
+    check_stored_products(table.f32_i32, table.f16_i32, d, 10);
+    check_stored_products(table.f32_i64, table.f16_i64, d, 10);
+  }
+  for (const int64_t d : {16, 100}) {
+    check_storage(table.bf16_i32, d, 7);
+    check_storage(table.f16_i64, d, 10);
   }
   check_derivatives(table.f32_i32);
   check_derivatives(table.f32_i64);

@@ -4,6 +4,27 @@
 
 namespace {
 
+// Turns row n's sum of scaled neighbours into the step's result, in place: equation (1).
+template <class T, int D>
+inline void finish_row(const HornerStep<T>& a, int64_t n, Row<T, D>& sum) {
+  const T s = a.inv_sqrt_degree[n];
+  sum.scale(s);
+  sum.add(a.alpha, Row<T, D>::read(a.x + n * D));
+  if (a.scale_output) sum.scale(s);
+  if (a.ridge != nullptr) sum.add(a.ridge[n], Row<T, D>::read(a.v + n * D));
+}
+
+// The same where the sum stands in the output, for the features [first, first + n_features).
+template <class T>
+inline void finish_row_any(const HornerStep<T>& a, int64_t n, int64_t first, int64_t n_features) {
+  const T s = a.inv_sqrt_degree[n];
+  const T left = a.scale_output ? s : T(1);
+  for (int64_t k = n * a.d + first; k < n * a.d + first + n_features; ++k) {
+    a.out[k] = left * (a.alpha * a.x[k] + s * a.out[k]);
+    if (a.ridge != nullptr) a.out[k] += a.ridge[n] * a.v[k];
+  }
+}
+
 template <class T, class I, int D>
 struct Propagate {
   static bool run(const PropagateArgs<T, I>& a, int64_t begin, int64_t end) {
@@ -26,11 +47,7 @@ struct Propagate {
         return true;
       });
       if (!ok) return false;
-      const T s = a.inv_sqrt_degree[n];
-      sum.scale(s);
-      sum.add(a.alpha, Row<T, D>::read(a.x + n * D));
-      if (a.scale_output) sum.scale(s);
-      if (a.ridge != nullptr) sum.add(a.ridge[n], Row<T, D>::read(a.v + n * D));
+      finish_row<T, D>(a, n, sum);
       sum.write(a.out + n * D);
     }
     return true;
@@ -42,25 +59,23 @@ struct Propagate<T, I, 0> {
   static bool run(const PropagateArgs<T, I>& a, int64_t begin, int64_t end) {
     const auto& adj = a.adjacency;
     for (int64_t n = begin; n < end; ++n) {
-      const T s = a.inv_sqrt_degree[n];
-      const T left = a.scale_output ? s : T(1);
       const bool ok = for_tiles(a.d, [&](int64_t first, int64_t n_features) {
-        const int64_t own = n * a.d + first;
-        T* out = a.out + own;
+        T* out = a.out + n * a.d + first;
         set_zero(n_features, out);
-        axpy(n_features, left * a.alpha, a.x + own, out);
-        if (a.ridge != nullptr) axpy(n_features, a.ridge[n], a.v + own, out);
-        return for_segments(adj.rowptr[n], adj.rowptr[n + 1], [&](int64_t j, int64_t last) {
-          T part[kTile];
-          set_zero(n_features, part);
-          for (; j < last; ++j) {
-            const I m = adj.neighbor[j];
-            if (!in_range(m, adj.n_nodes)) return false;
-            axpy(n_features, T(1), a.scaled + int64_t(m) * a.d + first, part);
-          }
-          axpy(n_features, left * s, part, out);
-          return true;
-        });
+        const bool found =
+            for_segments(adj.rowptr[n], adj.rowptr[n + 1], [&](int64_t j, int64_t last) {
+              T part[kTile];
+              set_zero(n_features, part);
+              for (; j < last; ++j) {
+                const I m = adj.neighbor[j];
+                if (!in_range(m, adj.n_nodes)) return false;
+                axpy(n_features, T(1), a.scaled + int64_t(m) * a.d + first, part);
+              }
+              axpy(n_features, T(1), part, out);
+              return true;
+            });
+        if (found) finish_row_any<T>(a, n, first, n_features);
+        return found;
       });
       if (!ok) return false;
     }

@@ -64,6 +64,39 @@ const Kernels<double, int64_t>& kernels() {
 }
 
 template <>
+const ProductKernels<float, float, int32_t>& product_kernels() {
+  return kernel_table().f32_i32.products;
+}
+template <>
+const ProductKernels<float, float, int64_t>& product_kernels() {
+  return kernel_table().f32_i64.products;
+}
+template <>
+const ProductKernels<double, double, int32_t>& product_kernels() {
+  return kernel_table().f64_i32.products;
+}
+template <>
+const ProductKernels<double, double, int64_t>& product_kernels() {
+  return kernel_table().f64_i64.products;
+}
+template <>
+const ProductKernels<BFloat16, float, int32_t>& product_kernels() {
+  return kernel_table().bf16_i32;
+}
+template <>
+const ProductKernels<BFloat16, float, int64_t>& product_kernels() {
+  return kernel_table().bf16_i64;
+}
+template <>
+const ProductKernels<Float16, float, int32_t>& product_kernels() {
+  return kernel_table().f16_i32;
+}
+template <>
+const ProductKernels<Float16, float, int64_t>& product_kernels() {
+  return kernel_table().f16_i64;
+}
+
+template <>
 const VectorKernels<float>& vector_kernels() {
   return kernel_table().f32;
 }

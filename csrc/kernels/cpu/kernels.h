@@ -12,6 +12,14 @@
 
 namespace ifru::cpu {
 
+// Sixteen-bit storage of features; computed with as float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
 template <class I>
 struct Adjacency {
   const int64_t* rowptr;  // [N + 1], non-decreasing, checked by the caller
@@ -21,9 +29,8 @@ struct Adjacency {
 
 // One Horner step of equation (1): out = left * (alpha * x + s * sum_m scaled_m) + ridge * v.
 // `scaled` holds S y of the step before, so that the gather needs no stored values.
-template <class T, class I>
-struct PropagateArgs {
-  Adjacency<I> adjacency;
+template <class T>
+struct HornerStep {
   const T* inv_sqrt_degree;  // [N], s
   const T* x;                // [N, d]
   const T* scaled;           // [N, d]
@@ -33,6 +40,12 @@ struct PropagateArgs {
   T alpha;
   bool scale_output;  // left = s for the inner steps, 1 for the last
   int64_t d;
+};
+
+// The step by gathering from both sides.
+template <class T, class I>
+struct PropagateArgs : HornerStep<T> {
+  Adjacency<I> adjacency;
 };
 
 // Interactions in the order in which one side's rows stream by: block by block of columns, row by
@@ -53,33 +66,26 @@ struct Stream {
 // Equation (5): out_n = sum_j residual_j f_m + ridge_n f_n.
 // Equation (6): delta_j = <z_n, f_m> + <f_n, z_m>;
 // out_n = sum_j (curvature_j delta_j f_m + residual_j z_m) + ridge_n z_n.
-// Each interaction contributes to its row and to its column.
-template <class T, class I>
+// Each interaction contributes to its row and to its column. S is the storage of the features: T,
+// or a sixteen-bit type where T is float.
+template <class S, class T, class I>
 struct StreamArgs {
   Stream<I> stream;
   const T* residual;   // [E] in stream order; not read by the Gauss-Newton product
   const T* curvature;  // [E] in stream order; not read by the gradient
-  const T* f;          // [N, d]
-  const T* z;          // [N, d]; not read by the gradient
+  const S* f;          // [N, d]
+  const S* z;          // [N, d], what the ridge multiplies; f itself for the gradient
   const T* ridge;      // [N] or null
-  T* out;              // [N, d]; the columns' rows hold their start
+  T* out;              // [N, d]
   T* scratch;          // [B, d], used where d has no specialisation
   int64_t d;
 };
 
 // One Horner step of equation (1) in one pass over the edges of a stream.
-template <class T>
-struct PropagateStreamArgs {
-  const T* inv_sqrt_degree;  // [N], s
-  const T* x;                // [N, d]
-  const T* scaled;           // [N, d], S y of the step before
-  const T* ridge;            // [N] or null
-  const T* v;                // [N, d], read when ridge is not null
-  T* out;                    // [N, d]; the columns' rows start at zero
-  T* scratch;                // [B, d], used where d has no specialisation
-  T alpha;
-  bool scale_output;
-  int64_t d;
+template <class T, class I>
+struct PropagateStreamArgs : HornerStep<T> {
+  Stream<I> stream;
+  T* scratch;  // [B, d], used where d has no specialisation
 };
 
 // Equation (6) restricted to the rows S of a slice: n = rows[s] for s in [0, n_rows).
@@ -145,22 +151,31 @@ struct VectorKernels {
   void (*cg_direction)(const CgDirectionArgs<T>&, int64_t begin, int64_t end);
 };
 
-// Rows [begin, end) of one block; the blocks before it have passed these rows already.
-template <class T, class I>
-using StreamFn = bool(const StreamArgs<T, I>&, int64_t block, int64_t begin, int64_t end);
+// A pass over a stream, for each block: `start` for its columns [first, last), then `rows` for
+// ascending chunks of rows, each when the blocks before it have passed them, then `finish` for its
+// columns. `rows` returns false when it met a column outside the block.
+template <class Args>
+struct PassKernels {
+  void (*start)(const Args&, int64_t first, int64_t last);
+  bool (*rows)(const Args&, int64_t block, int64_t begin, int64_t end);
+  void (*finish)(const Args&, int64_t first, int64_t last);
+};
+
+// The products of equation (6) with features stored as S.
+template <class S, class T, class I>
+struct ProductKernels {
+  PassKernels<StreamArgs<S, T, I>> hvp;
+  PassKernels<StreamArgs<S, T, I>> gauss_newton;
+};
 
 // Each function works on rows (or interactions) [begin, end) and returns false when it met a node
 // id outside [0, N); what it wrote is then not to be used.
 template <class T, class I>
 struct Kernels {
   bool (*propagate)(const PropagateArgs<T, I>&, int64_t begin, int64_t end);
-  // Rows of one block, as StreamFn; then `finish` for the block's columns.
-  bool (*propagate_stream)(const PropagateStreamArgs<T>&, const Stream<I>&, int64_t block,
-                           int64_t begin, int64_t end);
-  bool (*propagate_finish)(const PropagateStreamArgs<T>&, int64_t begin, int64_t end);
-  StreamFn<T, I>* gradient;
-  StreamFn<T, I>* hvp;
-  StreamFn<T, I>* gauss_newton;
+  PassKernels<PropagateStreamArgs<T, I>> propagate_stream;
+  PassKernels<StreamArgs<T, T, I>> gradient;
+  ProductKernels<T, T, I> products;
   bool (*restricted_hvp)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*restricted_gauss_newton)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*derivatives)(const DerivativeArgs<T, I>&, int64_t begin, int64_t end);
@@ -171,6 +186,10 @@ struct KernelTable {
   Kernels<float, int64_t> f32_i64;
   Kernels<double, int32_t> f64_i32;
   Kernels<double, int64_t> f64_i64;
+  ProductKernels<BFloat16, float, int32_t> bf16_i32;
+  ProductKernels<BFloat16, float, int64_t> bf16_i64;
+  ProductKernels<Float16, float, int32_t> f16_i32;
+  ProductKernels<Float16, float, int64_t> f16_i64;
   VectorKernels<float> f32;
   VectorKernels<double> f64;
 };
@@ -184,6 +203,10 @@ const KernelTable& kernel_table();
 
 template <class T, class I>
 const Kernels<T, I>& kernels();
+
+// Of S = T, or of sixteen-bit storage.
+template <class S, class T, class I>
+const ProductKernels<S, T, I>& product_kernels();
 
 template <class T>
 const VectorKernels<T>& vector_kernels();

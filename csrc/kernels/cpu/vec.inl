@@ -30,6 +30,80 @@ inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// What features stored as S are computed with.
+template <class S>
+struct ValueOf {
+  typedef S type;
+};
+template <>
+struct ValueOf<BFloat16> {
+  typedef float type;
+};
+template <>
+struct ValueOf<Float16> {
+  typedef float type;
+};
+template <class S>
+using Value = typename ValueOf<S>::type;
+
+template <class S>
+inline S widen(S x) {
+  return x;
+}
+
+typedef uint16_t VecU16 __attribute__((vector_size(IFRU_VECTOR_BYTES / 2)));
+typedef uint32_t VecU32 __attribute__((vector_size(IFRU_VECTOR_BYTES)));
+
+// The same bits as another type.
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Sixteen-bit words, one to a lane. Intrinsics: GCC widens in two halves, and the unmasked forms of
+// AVX-512 have an undefined operand that it warns of.
+inline VecU32 load_halves(const void* p) {
+#if defined(__AVX512F__)
+  const __m256i words = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  return bit_cast<VecU32>(_mm512_maskz_cvtepu16_epi32(0xffff, words));
+#elif defined(__AVX2__)
+  return bit_cast<VecU32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#else
+  VecU16 words;
+  __builtin_memcpy(&words, p, sizeof words);
+  return __builtin_convertvector(words, VecU32);
+#endif
+}
+
+// A bfloat16 is the upper half of a float.
+inline Vec<float> load(const BFloat16* p) { return bit_cast<Vec<float>>(load_halves(p) << 16); }
+inline float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+
+// Exponent and mantissa of a half move into place; the power of two corrects the exponent's bias,
+// exactly for subnormal numbers too. What was infinite or NaN has an exponent of ones again.
+inline float widen(Float16 x) {
+  const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
+  uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  if (magnitude >= 0x7c00u << 13) bits |= 0x7f800000u;
+  return bit_cast<float>(bits | (x.bits & 0x8000u) << 16);
+}
+inline Vec<float> load(const Float16* p) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return bit_cast<Vec<float>>(_mm512_maskz_cvtph_ps(0xffff, halves));
+#elif defined(__F16C__)
+  return bit_cast<Vec<float>>(
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<float> v;
+  for (int k = 0; k < kWidth<float>; ++k) v[k] = widen(p[k]);
+  return v;
+#endif
+}
+
 // Halving tree, lane k + lane k + half: a fixed order of additions, in registers.
 template <class T, int kBytes>
 struct Lanes {
@@ -73,7 +147,9 @@ struct Row {
   Vec<T> part[kVectors];
 
   static Row zero() { return Row{}; }
-  static Row read(const T* p) {
+  Row fresh() const { return Row{}; }
+  template <class S>
+  static Row read(const S* p) {
     Row row;
     for (int k = 0; k < kVectors; ++k) row.part[k] = load(p + k * kWidth<T>);
     return row;
@@ -93,20 +169,21 @@ struct Row {
 };
 
 // Any number of features: whole vectors, then single elements.
-template <class T>
-inline void axpy(int64_t d, T a, const T* x, T* y) {
+template <class T, class S>
+inline void axpy(int64_t d, T a, const S* x, T* y) {
   int64_t k = 0;
   for (; k + kWidth<T> <= d; k += kWidth<T>) store(y + k, load(y + k) + a * load(x + k));
-  for (; k < d; ++k) y[k] += a * x[k];
+  for (; k < d; ++k) y[k] += a * widen(x[k]);
 }
 
-template <class T>
-inline T dot(int64_t d, const T* x, const T* y) {
+template <class S>
+inline Value<S> dot(int64_t d, const S* x, const S* y) {
+  using T = Value<S>;
   Vec<T> sum = {};
   T tail = 0;
   int64_t k = 0;
   for (; k + kWidth<T> <= d; k += kWidth<T>) sum += load(x + k) * load(y + k);
-  for (; k < d; ++k) tail += x[k] * y[k];
+  for (; k < d; ++k) tail += widen(x[k]) * widen(y[k]);
   return horizontal_sum<T>(sum) + tail;
 }
 
@@ -164,7 +241,7 @@ inline bool in_range(I id, int64_t n) {
 
 // Calls the kernel of the fixed sizes with its size as a template argument, of others with 0.
 template <template <class, class, int> class Kernel, class T, class I, class Args, class... Range>
-bool for_width(const Args& args, Range... range) {
+auto for_width(const Args& args, Range... range) {
   switch (args.d) {
     case 16:
       return Kernel<T, I, 16>::run(args, range...);
