@@ -101,19 +101,17 @@ class Objective:
         self.check_labels(data)
 
     def check_labels(self, data: Interactions) -> None:
-        """Checks the labels against the loss.
+        """Checks the labels against the loss; they are read once for each `data`.
 
         Raises:
             ValueError: A label is outside [0, 1] while the loss is binary cross-entropy.
         """
-        if self.loss is Loss.BCE and len(data):
-            outside = (data.label < 0) | (data.label > 1)
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0])
-                raise InputError(
-                    f"label: expected values in [0, 1] for loss 'bce', "
-                    f"got {float(data.label[row]):g} in row {row}; for ratings give a threshold"
-                )
+        if self.loss is Loss.BCE and data.first_label_outside_unit is not None:
+            row = data.first_label_outside_unit
+            raise InputError(
+                f"label: expected values in [0, 1] for loss 'bce', "
+                f"got {float(data.label[row]):g} in row {row}; for ratings give a threshold"
+            )
 
     def linearize(self, model: RecommenderModel, data: Interactions) -> Linearization:
         """Loss, residuals and curvatures at the model's embeddings.
