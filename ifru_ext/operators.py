@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
+from ifru_ext.linearization import Linearization
 from ifru_ext.models import RecommenderModel
-from ifru_ext.objective import Linearization, Objective
+from ifru_ext.objective import Objective
 
 if TYPE_CHECKING:
     from typing_extensions import Self
