@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ifru_ext import _host
-from ifru_ext.errors import InputError
+from ifru_ext.columns import ArrayLike, as_ids
+from ifru_ext.errors import InputError, as_integer
 
 __all__ = ["Adjacency", "AdjacencySlice", "Stream"]
 
@@ -67,9 +68,27 @@ class Adjacency:
         """E; half the number of entries."""
         return self.neighbor.shape[0] // 2
 
-    def degrees(self) -> Tensor:
-        """[N] int64: interactions at each node, parallel ones counted each."""
-        return self.rowptr.diff()
+    def degrees(self, rows: Tensor | None = None) -> Tensor:
+        """[N] int64, or [S] of some rows: interactions at each node, parallel ones counted each."""
+        if rows is None:
+            return self.rowptr.diff()
+        return self.rowptr[rows + 1] - self.rowptr[rows]
+
+    def checked_rows(self, rows: ArrayLike) -> Tensor:
+        """[S] int64 from ascending distinct node ids.
+
+        Raises:
+            InputError: They are not.
+        """
+        checked = as_ids("rows", rows, below=self.n_nodes).to(self.rowptr.device)
+        falls = (checked.diff() <= 0).nonzero()
+        if len(falls):
+            at = int(falls[0]) + 1
+            raise InputError(
+                "rows: expected ascending distinct node ids, "
+                f"got {int(checked[at])} after {int(checked[at - 1])} at position {at}"
+            )
+        return checked
 
     def stream(self, n_blocks: int | None = None) -> Stream:
         """The interactions in the order of one pass; made once for each number of blocks.
@@ -150,6 +169,44 @@ class Adjacency:
         )
         return torch.from_numpy(found), torch.from_numpy(passed)
 
+    def ball(self, rows: ArrayLike, hops: int) -> Tensor:
+        """The closed neighbourhood of some rows; the cost follows the entries within it.
+
+        Args:
+            rows: [m] node ids, ascending and distinct.
+            hops: Its radius, at least 0.
+
+        Returns:
+            [k] int64, ascending: the nodes that a walk of at most `hops` steps from `rows` reaches.
+
+        Raises:
+            InputError: The rows are not ascending, distinct and in range, or `hops` is negative.
+        """
+        ball = self.checked_rows(rows)
+        for _ in range(as_integer("hops", hops, 0)):
+            found, _ = self.expand_hop(ball, torch.zeros(len(ball)))
+            ball = torch.cat([ball, found.to(ball.device)]).unique()
+        return ball
+
+    def changed_rows(self, other: Adjacency) -> Tensor:
+        """[k] int64, ascending: the nodes whose neighbours differ, parallel ones counted each.
+
+        One comparison of the entries, O(N + E).
+
+        Args:
+            other: Over as many nodes.
+        """
+        degree = self.degrees()
+        changed = degree != other.degrees()
+        mine, theirs = (
+            a.neighbor.masked_select(~changed.repeat_interleave(a.degrees())) for a in (self, other)
+        )
+        # Where each row ends among the entries compared: an entry belongs to the first end above.
+        end = torch.where(changed, 0, degree).cumsum(0)
+        differs = (mine != theirs).nonzero()[:, 0]
+        changed[torch.searchsorted(end, differs, right=True)] = True
+        return changed.nonzero()[:, 0]
+
     def same_as(self, other: Adjacency) -> bool:
         """Whether both list the same interactions (as a multiset of pairs)."""
         return (
@@ -181,6 +238,21 @@ class AdjacencySlice:
     def owner(self) -> Tensor:
         """[entries] node ids: the row that each entry belongs to."""
         return torch.repeat_interleave(self.rows, self.rowptr.diff())
+
+    @property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first four arguments of the restricted products."""
+        return self.rowptr, self.rows, self.neighbor, self.local
+
+    def induced(self) -> tuple[Tensor, Tensor]:
+        """The subgraph between the rows: the entries whose neighbour is one of them.
+
+        Returns:
+            rowptr [S + 1] int64, and the neighbours as positions in `rows`, ascending in each row.
+        """
+        inside = self.local >= 0
+        count = torch.cat([self.rowptr.new_zeros(1), inside.cumsum(0)])
+        return count[self.rowptr], self.local[inside]
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,6 +127,12 @@ class Interactions:
         return self.label > 0.5
 
     @cached_property
+    def first_label_outside_unit(self) -> int | None:
+        """The first row whose label is outside [0, 1], or None; looked for once."""
+        outside = ((self.label < 0) | (self.label > 1)).nonzero()
+        return int(outside[0]) if len(outside) else None
+
+    @cached_property
     def n_duplicates(self) -> int:
         """Number of rows whose pair of user and item stands in an earlier row too."""
         pair = (self.user * self.n_items + self.item).sort().values

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
+from ifru_ext.linearization import Linearization, RestrictedLinearization, Scope
 from ifru_ext.models import RecommenderModel
-from ifru_ext.objective import Linearization, Objective
+from ifru_ext.objective import Objective
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,25 +65,29 @@ class _CurvatureOperator:
         objective: Objective,
         *,
         damping: float | Tensor = 0.0,
+        rows: ArrayLike | None = None,
+        scope: Scope | str = Scope.EXACT,
     ) -> None:
-        self._set(objective.linearize(model, data), damping)
+        self._set(objective.linearize(model, data, rows, scope), damping)
 
     @classmethod
-    def at(cls, point: Linearization, damping: float | Tensor = 0.0) -> Self:
+    def at(
+        cls, point: Linearization | RestrictedLinearization, damping: float | Tensor = 0.0
+    ) -> Self:
         """The operator of a linearisation that exists already."""
         operator = object.__new__(cls)
         operator._set(point, damping)
         return operator
 
-    def _set(self, point: Linearization, damping: float | Tensor) -> None:
+    def _set(self, point: Linearization | RestrictedLinearization, damping: float | Tensor) -> None:
         mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge.dtype)
         self._point = point
         self._diagonal = point.ridge + mu
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N d, N d)."""
-        size = self._point.model.embedding.numel()
+        """(N d, N d), or (S d, S d) for some rows."""
+        size = self._diagonal.shape[0] * self._point.model.dim
         return size, size
 
     @property
@@ -92,31 +98,31 @@ class _CurvatureOperator:
     @property
     def device(self) -> torch.device:
         """Of the vectors."""
-        return self._point.features.device
+        return self._diagonal.device
 
     def matvec(self, v: Tensor) -> Tensor:
         """The product with v.
 
         Args:
-            v: [N, d] of the operator's dtype.
+            v: [N, d] of the operator's dtype, or [S, d] for some rows.
 
         Returns:
-            [N, d].
+            [N, d] or [S, d].
 
         Raises:
             ValueError: Shape or dtype differ.
         """
-        expected = self._point.model.embedding
-        if v.shape != expected.shape or v.dtype != expected.dtype:
+        expected = self._diagonal.shape[0], self._point.model.dim
+        if v.shape != expected or v.dtype != self.dtype:
             raise InputError(
-                f"v: expected shape {list(expected.shape)} and {expected.dtype}, "
+                f"v: expected shape {list(expected)} and {self.dtype}, "
                 f"got {list(v.shape)} and {v.dtype}"
             )
         return self._point.product(v, self._diagonal, exact=self._exact)
 
     @property
     def ridge_inverse(self) -> Tensor:
-        """[N]: one over ridge and damping, a preconditioner that costs nothing.
+        """[N] or [S]: one over ridge and damping, a preconditioner that costs nothing.
 
         Rows without either keep their scale. On LightGCN with a ridge per interaction it is as good
         as the Gauss-Newton diagonal: a row's curvature grows with its degree, as its ridge does.
@@ -134,10 +140,15 @@ class HessianOperator(_CurvatureOperator):
         model: The point.
         data: The interactions.
         objective: Loss and regulariser.
-        damping: mu, a number or one per row [N], added to the diagonal.
+        damping: mu, a number or one per row [N] (of `rows` [S]), added to the diagonal.
+        rows: [S] node ids, ascending and distinct. Vectors are then [S, d], zero on all other rows,
+            and only these rows of the product are made, at a cost that follows what they touch.
+        scope: With `rows` on LightGCN, "exact" for the block of the whole matrix, or "local" for
+            what the walks that stay within the rows make of it (`ifru_ext.linearization.Scope`).
 
     Raises:
-        ValueError: Model, data, objective or damping do not belong together.
+        InputError: Model, data, objective, rows or damping do not belong together, or there is no
+            such scope.
     """
 
     _exact = True
@@ -150,10 +161,15 @@ class GaussNewtonOperator(_CurvatureOperator):
         model: The point.
         data: The interactions.
         objective: Loss and regulariser.
-        damping: mu, a number or one per row [N], added to the diagonal.
+        damping: mu, a number or one per row [N] (of `rows` [S]), added to the diagonal.
+        rows: [S] node ids, ascending and distinct. Vectors are then [S, d], zero on all other rows,
+            and only these rows of the product are made, at a cost that follows what they touch.
+        scope: With `rows` on LightGCN, "exact" for the block of the whole matrix, or "local" for
+            what the walks that stay within the rows make of it (`ifru_ext.linearization.Scope`).
 
     Raises:
-        ValueError: Model, data, objective or damping do not belong together.
+        InputError: Model, data, objective, rows or damping do not belong together, or there is no
+            such scope.
     """
 
     _exact = False

@@ -34,6 +34,9 @@ def make_pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, int, int]:
     if name == "power_law":
         user = (200 * torch.rand(8000, generator=g) ** 3).long()
         return user, (150 * torch.rand(8000, generator=g) ** 3).long(), 200, 150
+    if name == "path":  # a chain, whose neighbourhoods stay small; not in the tables over GRAPHS
+        user = torch.arange(300).repeat_interleave(2)
+        return user, user + torch.arange(2).repeat(300), 300, 301
     raise ValueError(name)
 
 

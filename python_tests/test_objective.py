@@ -181,6 +181,9 @@ def test_labels_must_fit_the_loss():
     ):
         objective.value(model, rated)
     assert Objective(loss="mse").value(model, rated) > 0
+    assert rated.first_label_outside_unit == 0
+    assert data.first_label_outside_unit is None
+    assert data.subset([]).first_label_outside_unit is None
 
 
 def test_sizes_must_agree():

@@ -1,0 +1,218 @@
+"""An objective at a point: what stays constant during a solve, for all rows or for some."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ifru_ext import ops
+from ifru_ext.adjacency import AdjacencySlice, Stream
+from ifru_ext.errors import InputError
+from ifru_ext.graph import InducedPropagation
+from ifru_ext.models import RecommenderModel
+
+__all__ = [
+    "GatheredLinearization",
+    "Linearization",
+    "RestrictedLinearization",
+    "Scope",
+    "SlicedLinearization",
+]
+
+
+class Scope(Enum):
+    """How far LightGCN propagates a vector that is zero outside of the rows S.
+
+    EXACT gives the block (P C_F P)_SS of the whole matrix, C_F the curvature in the features.
+    LOCAL gives Q C_F,SS Q with Q the propagation along the walks that stay in S, on the degrees of
+    the whole graph. Left out are the walks that leave S, those that return among them: a vector on
+    S changes the features of S alone. So an interaction with one end in S counts by that end, one
+    between two other nodes does not count. Without a propagation both are the same.
+    """
+
+    EXACT = "exact"
+    LOCAL = "local"
+
+    @classmethod
+    def parse(cls, name: Scope | str) -> Scope:
+        """The scope of that name.
+
+        Raises:
+            InputError: There is none.
+        """
+        try:
+            return cls(name)
+        except ValueError:
+            known = [scope.value for scope in cls]
+            raise InputError(f"scope: expected one of {known}, got {name!r}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """What stays constant during a solve: made once per point, used by every product.
+
+    Attributes:
+        model: The point.
+        stream: Of the interactions.
+        degree: [N] int64, interactions at each node.
+        features: [N, d], F = P E.
+        loss: [E] in interaction order.
+        residual: [E] r in stream order.
+        curvature: [E] w in stream order.
+        ridge: [N].
+    """
+
+    model: RecommenderModel
+    stream: Stream
+    degree: Tensor
+    features: Tensor
+    loss: Tensor
+    residual: Tensor
+    curvature: Tensor
+    ridge: Tensor
+
+    @cached_property
+    def value(self) -> float:
+        """Phi at the point, accumulated in float64."""
+        embedding = self.model.embedding
+        penalty = ops.dot(self.ridge[:, None] * embedding, embedding) / 2
+        return float(ops.dot(self.loss, torch.ones_like(self.loss)) + penalty)
+
+    def gradient(self) -> Tensor:
+        """[N, d]: P G + ridge o E; equation (5)."""
+        indices, embedding = self.stream.indices, self.model.embedding
+        if self.model.graph is None:
+            return ops.pointwise_gradient(*indices, self.residual, embedding, self.ridge)
+        inner = ops.pointwise_gradient(*indices, self.residual, self.features)
+        return self.model.propagate(inner, self.ridge, embedding)
+
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[N, d]: P C_F P v + diagonal o v; equation (6).
+
+        Args:
+            v: [N, d].
+            diagonal: [N], usually the ridge and a damping.
+            exact: The Hessian, else the Gauss-Newton matrix.
+        """
+        identity = self.model.graph is None
+        z = v if identity else self.model.propagate(v)
+        common = (self.features, z, diagonal if identity else None)
+        if exact:
+            y = ops.pointwise_hvp(*self.stream.indices, self.residual, self.curvature, *common)
+        else:
+            y = ops.pointwise_ggn(*self.stream.indices, self.curvature, *common)
+        return y if identity else self.model.propagate(y, diagonal, v)
+
+
+@dataclass(frozen=True, eq=False)
+class RestrictedLinearization(ABC):
+    """A linearisation of which some rows are wanted: vectors are zero outside of these.
+
+    Attributes:
+        model: The point.
+        rows: [S] int64 node ids, ascending.
+        ridge: [S].
+    """
+
+    model: RecommenderModel
+    rows: Tensor
+    ridge: Tensor
+
+    @abstractmethod
+    def gradient(self) -> Tensor:
+        """[S, d]: these rows of the gradient; equation (5), as far as the scope goes."""
+
+    @abstractmethod
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[S, d]: these rows of the product with v; equation (6), as far as the scope goes.
+
+        Args:
+            v: [S, d].
+            diagonal: [S], usually the ridge and a damping.
+            exact: The Hessian, else the Gauss-Newton matrix.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedLinearization(RestrictedLinearization):
+    """The form that walks over the entries of the rows T which the propagation from S reaches.
+
+    Walks of at most L steps from S stay in T, the ball of L hops around S. So the propagation among
+    T is P itself for a vector on S, and rows S of P y are right for every y.
+
+    Attributes:
+        within: [S] int64, where `rows` stand in T.
+        part: The entries of T among all interactions.
+        propagation: P among T; None where nothing is propagated, and T = S.
+        features: [N, d], F = P E of the whole graph.
+        residual: [entries] r.
+        curvature: [entries] w.
+    """
+
+    within: Tensor
+    part: AdjacencySlice
+    propagation: InducedPropagation | None
+    features: Tensor
+    residual: Tensor
+    curvature: Tensor
+
+    def gradient(self) -> Tensor:
+        """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
+        # G_n = sum of r f_neighbor over the entries of each row of T.
+        inner = torch.nn.functional.embedding_bag(
+            self.part.neighbor,
+            self.features,
+            self.part.rowptr,
+            mode="sum",
+            per_sample_weights=self.residual,
+            include_last_offset=True,
+        )
+        if self.propagation is not None:
+            inner = self.propagation.propagate(inner)[self.within]
+        return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
+
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
+        if self.propagation is None:
+            return self._inner(v, diagonal, exact)
+        z = self.propagation.propagate(_scatter(v, self.within, self.part.rows.shape[0]))
+        y = self.propagation.propagate(self._inner(z, None, exact))[self.within]
+        return torch.addcmul(y, diagonal[:, None], v)
+
+    def _inner(self, z: Tensor, diagonal: Tensor | None, exact: bool) -> Tensor:
+        """[T, d]: the block of C_F on T, times z, plus diagonal o z."""
+        common = (self.curvature, self.features, z, diagonal)
+        if exact:
+            return ops.restricted_hvp(*self.part.indices, self.residual, *common)
+        return ops.restricted_ggn(*self.part.indices, *common)
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredLinearization(RestrictedLinearization):
+    """The form that makes all rows and keeps some: for rows that reach most of the data.
+
+    Attributes:
+        full: Of all rows.
+    """
+
+    full: Linearization
+
+    def gradient(self) -> Tensor:
+        """[S, d]: these rows of the gradient."""
+        return self.full.gradient()[self.rows]
+
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[S, d]: these rows of the product with v, zero elsewhere."""
+        n_nodes = self.model.n_nodes
+        v, diagonal = (_scatter(x, self.rows, n_nodes) for x in (v, diagonal))
+        return self.full.product(v, diagonal, exact=exact)[self.rows]
+
+
+def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:
+    """[S, ...] -> [n_rows, ...], zero where nothing is placed."""
+    return x.new_zeros(n_rows, *x.shape[1:]).index_copy(0, position, x)
