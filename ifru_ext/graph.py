@@ -55,7 +55,14 @@ class BipartiteGraph:
         return self.adjacency.n_interactions
 
     def propagate(
-        self, x: Tensor, alpha: Tensor, ridge: Tensor | None = None, v: Tensor | None = None
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        ridge: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        scratch: Tensor | None = None,
     ) -> Tensor:
         """sum_k alpha_k A_hat^k x + diag(ridge) v.
 
@@ -64,16 +71,22 @@ class BipartiteGraph:
             alpha: [L + 1] float64 on the CPU.
             ridge: [N], together with `v`.
             v: [N, d].
+            out: [N, d] for the result; a new tensor by default.
+            scratch: [N, d] to compute in, together with `out`; a new tensor by default.
 
         Returns:
             [N, d].
         """
         inv_sqrt_degree = self._inv_sqrt_degree.to(x.dtype)
+        common = inv_sqrt_degree, x, alpha, ridge, v
         a = self.adjacency
         # Decided by the size alone: the two forms differ in the last bits.
         if x.device.type == "cpu" and x.numel() * x.element_size() > _STREAM_ABOVE:
-            return ops.propagate_stream(*a.stream().indices, inv_sqrt_degree, x, alpha, ridge, v)
-        return ops.propagate(a.rowptr, a.neighbor, inv_sqrt_degree, x, alpha, ridge, v)
+            rowptr, neighbor, cuts, first_row = a.stream().indices
+            return ops.propagate_stream(
+                rowptr, neighbor, cuts, first_row, *common, out=out, scratch=scratch
+            )
+        return ops.propagate(a.rowptr, a.neighbor, *common, out=out, scratch=scratch)
 
     def induced(self, rows: Tensor, alpha: Tensor) -> InducedPropagation:
         """The propagation along the walks that stay among some rows.
@@ -122,8 +135,12 @@ class BipartiteGraph:
         for _ in range(alpha.numel() - 1):
             # Both at every hop: a walk of either graph is followed from what the other reached.
             rows = torch.cat([a.ball(rows, 1), b.ball(rows, 1)]).unique()
-        wide = x[rows].double()
-        old, new = (graph.induced(rows, alpha).propagate(wide) for graph in (self, new_graph))
+        if 2 * rows.numel() > self.n_nodes:  # one pass over the edges is less than both ends' rows
+            wide = x.double()
+            old, new = (graph.propagate(wide, alpha)[rows] for graph in (self, new_graph))
+        else:
+            wide = x[rows].double()
+            old, new = (graph.induced(rows, alpha).propagate(wide) for graph in (self, new_graph))
         return rows, (old - new).to(x.dtype)
 
     def __repr__(self) -> str:

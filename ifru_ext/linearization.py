@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
@@ -22,6 +22,7 @@ __all__ = [
     "RestrictedLinearization",
     "Scope",
     "SlicedLinearization",
+    "Workspace",
 ]
 
 
@@ -52,6 +53,27 @@ class Scope(Enum):
             raise InputError(f"scope: expected one of {known}, got {name!r}") from None
 
 
+class Workspace:
+    """Memory for what a product computes on its way, kept from one product to the next.
+
+    Of use to one product at a time. A fresh tensor of some hundred megabytes costs as much in page
+    faults as the product that fills it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def like(self, name: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor of that name in the shape of x, not initialised; made where there is none."""
+        dtype = x.dtype if dtype is None else dtype
+        kept = self._kept.get(name)
+        if kept is None or kept.shape != x.shape or kept.dtype != dtype:
+            with torch.inference_mode(False):  # else it could not be written to outside of it
+                kept = torch.empty(x.shape, dtype=dtype, device=x.device)
+            self._kept[name] = kept
+        return kept
+
+
 @dataclass(frozen=True, eq=False)
 class Linearization:
     """What stays constant during a solve: made once per point, used by every product.
@@ -75,6 +97,7 @@ class Linearization:
     residual: Tensor
     curvature: Tensor
     ridge: Tensor
+    _stored: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def value(self) -> float:
@@ -91,22 +114,52 @@ class Linearization:
         inner = ops.pointwise_gradient(*indices, self.residual, self.features)
         return self.model.propagate(inner, self.ridge, embedding)
 
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        storage: torch.dtype | None = None,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[N, d]: P C_F P v + diagonal o v; equation (6).
 
         Args:
             v: [N, d].
             diagonal: [N], usually the ridge and a damping.
             exact: The Hessian, else the Gauss-Newton matrix.
+            storage: torch.bfloat16 or torch.float16 for features and vector within C_F; their own
+                dtype by default.
+            out: [N, d] for the result; a new tensor by default.
+            workspace: For intermediate results; new tensors by default.
         """
+        keep = Workspace() if workspace is None else workspace
         identity = self.model.graph is None
-        z = v if identity else self.model.propagate(v)
-        common = (self.features, z, diagonal if identity else None)
+        f, z, inner = self.features, v, out
+        if not identity:
+            scratch, inner = keep.like("scratch", v), keep.like("inner", v)
+            z = self.model.propagate(v, out=keep.like("propagated", v), scratch=scratch)
+        if storage is not None:
+            f = self._stored_features(storage)
+            z = keep.like("stored", z, storage).copy_(z)
+        common = (self.curvature, f, z, diagonal if identity else None)
         if exact:
-            y = ops.pointwise_hvp(*self.stream.indices, self.residual, self.curvature, *common)
+            y = ops.pointwise_hvp(*self.stream.indices, self.residual, *common, out=inner)
         else:
-            y = ops.pointwise_ggn(*self.stream.indices, self.curvature, *common)
-        return y if identity else self.model.propagate(y, diagonal, v)
+            y = ops.pointwise_ggn(*self.stream.indices, *common, out=inner)
+        if identity:
+            return y
+        out = torch.empty_like(y) if out is None else out
+        return self.model.propagate(y, diagonal, v, out=out, scratch=scratch)
+
+    def _stored_features(self, dtype: torch.dtype) -> Tensor:
+        """The features in 16 bits, made once."""
+        if dtype not in self._stored:
+            with torch.inference_mode(False):
+                self._stored[dtype] = self.features.to(dtype)
+        return self._stored[dtype]
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,8 +92,19 @@ class RecommenderModel(ABC):
         """The graph that P is made of; None where P is the identity."""
 
     @abstractmethod
-    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
-        """P x + diag(ridge) v; x and v [N, d], ridge [N]. P is its own adjoint."""
+    def propagate(
+        self,
+        x: Tensor,
+        ridge: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        scratch: Tensor | None = None,
+    ) -> Tensor:
+        """P x + diag(ridge) v; x and v [N, d], ridge [N]. P is its own adjoint.
+
+        With `out` [N, d] the result is written there, computed by way of `scratch` [N, d].
+        """
 
     @abstractmethod
     def with_graph(self, graph: BipartiteGraph | None) -> Self:
@@ -176,9 +187,18 @@ class MatrixFactorization(RecommenderModel):
         """None: nothing is propagated."""
         return None
 
-    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+    def propagate(
+        self,
+        x: Tensor,
+        ridge: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        scratch: Tensor | None = None,
+    ) -> Tensor:
         """Returns x + diag(ridge) v."""
-        return x if ridge is None or v is None else torch.addcmul(x, ridge[:, None], v)
+        y = x if ridge is None or v is None else torch.addcmul(x, ridge[:, None], v)
+        return y if out is None else out.copy_(y)
 
     def with_graph(self, graph: BipartiteGraph | None) -> Self:
         """Itself: there is no graph."""
@@ -232,9 +252,17 @@ class LightGCN(RecommenderModel):
         """The graph that the embeddings are propagated over."""
         return self._graph
 
-    def propagate(self, x: Tensor, ridge: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+    def propagate(
+        self,
+        x: Tensor,
+        ridge: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        scratch: Tensor | None = None,
+    ) -> Tensor:
         """sum_k alpha_k A_hat^k x + diag(ridge) v."""
-        return self._graph.propagate(x, self.alpha, ridge, v)
+        return self._graph.propagate(x, self.alpha, ridge, v, out=out, scratch=scratch)
 
     def with_graph(self, graph: BipartiteGraph | None) -> Self:
         """The same embeddings over another graph with the same nodes."""

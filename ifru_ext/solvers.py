@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.errors import InputError
-from ifru_ext.operators import LinearOperator
+from ifru_ext.operators import LinearOperator, WritingOperator
 
 __all__ = ["SolveReason", "SolveResult", "cg", "norm", "steihaug"]
 
@@ -166,6 +166,7 @@ def _cg(
         return z.clone(), ops.dot(r, z)
 
     p, rz = restart()
+    product = _reusing_product(A, b)
     dots = torch.empty(2, dtype=torch.float64, device=b.device)
     while num_iters < maxiter:
         # Between two looks the scalars stay on the device. A step of non-positive (or NaN)
@@ -173,7 +174,7 @@ def _cg(
         good = torch.ones((), dtype=torch.bool, device=b.device)
         steps = torch.zeros((), dtype=torch.int64, device=b.device)
         for _ in range(min(check_every, maxiter - num_iters)):
-            ap = A.matvec(p).contiguous()
+            ap = product(p)
             num_matvecs += 1
             pap = ops.dot(p, ap)
             good = good & (pap > 0) & torch.isfinite(pap) & (rz > 0) & torch.isfinite(rz)
@@ -272,8 +273,9 @@ def _steihaug(
     xx = 0.0
     reason = SolveReason.CONVERGED if rhs_norm <= tolerance else SolveReason.MAXITER
     num_iters = 0
+    product = _reusing_product(A, b)
     while reason is SolveReason.MAXITER and num_iters < maxiter:
-        ap = A.matvec(p)
+        ap = product(p)
         num_iters += 1
         pap, pp, xp = float(ops.dot(p, ap)), float(ops.dot(p, p)), float(ops.dot(x, p))
         if not _finite(pap):
@@ -309,6 +311,14 @@ def _steihaug(
         rhs_norm=rhs_norm,
         history=tuple(history),
     )
+
+
+def _reusing_product(A: LinearOperator, b: Tensor) -> Callable[[Tensor], Tensor]:
+    """V -> A v, contiguous and in the same memory each time if the operator can write to one."""
+    if isinstance(A, WritingOperator):
+        writing, out = A, torch.empty_like(b)
+        return lambda v: writing.matvec_into(v, out)
+    return lambda v: A.matvec(v).contiguous()
 
 
 def _leave_inference_mode(result: SolveResult) -> SolveResult:

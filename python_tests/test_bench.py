@@ -36,6 +36,11 @@ def tables():
     return module
 
 
+def limit_of(name):
+    """Of the relative error on a small problem."""
+    return {"ours, bfloat16": 5e-3, "ours, float16": 5e-4}.get(name, 1e-6)
+
+
 @pytest.mark.filterwarnings(SPARSE_BETA)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("contender", HVP, ids=lambda c: c.name)
@@ -46,7 +51,7 @@ def test_hvp_contenders_agree_with_the_reference(contender, size):
     call = contender.prepare(problem)
     expected = problem.reference(contender.product)
     for _ in range(2):  # buffers are filled anew
-        assert relative_error(call(), expected) < 1e-6
+        assert relative_error(call(), expected) < limit_of(contender.name)
 
 
 @pytest.mark.filterwarnings(SPARSE_BETA)
@@ -68,9 +73,9 @@ def test_contenders_read_the_vector_anew():
             continue
         problem.z.fill_(1.0)
         call = contender.prepare(problem)
-        before = call()
+        before = call().double()
         problem.z.mul_(2.0)
-        assert relative_error(call(), 2 * before.double()) < 1e-6, contender.name
+        assert relative_error(call(), 2 * before) < 1e-6, contender.name
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -140,7 +145,7 @@ def test_command_prints_and_writes(ifru, tmp_path, command):
         assert set(rows) | left_out == {c.name for c in (HVP if command == "hvp" else PROPAGATE)}
         assert rows["ours"]["strongest_torch"] in rows
         for row in rows.values():
-            assert row["relative_error"] < 1e-6
+            assert row["relative_error"] < limit_of(row["name"])
             assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
             assert row["name"] in out
     table = getattr(tables(), f"{command}_text")(report)

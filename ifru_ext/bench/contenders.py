@@ -43,6 +43,11 @@ TORCH = "torch"
 AUTOGRAD = "autograd"
 
 _AUTOGRAD_LIMIT = 8 << 30  # bytes
+N_VECTORS = 8
+
+# A wrong formula is off by percents; float32 sums of long rows by a few 1e-6, 16 bits by 2e-3.
+_TOLERANCE = 1e-4
+_TOLERANCE_16_BITS = 5e-3
 
 
 def _always(problem: object) -> str | None:
@@ -60,6 +65,8 @@ class Contender(Generic[P]):
         prepare: Makes the function that is timed, for the number of threads in force.
         n_bytes: The traffic of one call; None where another contender's or autograd's decides.
         unfit: Why it cannot run on a problem, or None.
+        tolerance: Relative error above which the result is wrong.
+        n_vectors: Products that one call makes; its time and traffic are divided by it.
     """
 
     name: str
@@ -68,6 +75,8 @@ class Contender(Generic[P]):
     prepare: Callable[[P], Call]
     n_bytes: Callable[[P], int] | None
     unfit: Callable[[P], str | None] = _always
+    tolerance: float = _TOLERANCE
+    n_vectors: int = 1
 
 
 # ---- Hessian-vector products ----------------------------------------------------------------
@@ -78,6 +87,44 @@ def _ours(p: HvpProblem) -> Call:
     stream = p.data.adjacency.stream()
     residual, curvature = (stream.order(x) for x in p.derivatives)
     return lambda: ops.pointwise_hvp(*stream.indices, residual, curvature, p.f, p.z)
+
+
+def _ours_reused(p: HvpProblem) -> Call:
+    """The same, written to one tensor each time, as the solvers do."""
+    stream, out = p.data.adjacency.stream(), torch.empty_like(p.f)
+    residual, curvature = (stream.order(x) for x in p.derivatives)
+    return lambda: ops.pointwise_hvp(*stream.indices, residual, curvature, p.f, p.z, out=out)
+
+
+def _ours_stored(dtype: torch.dtype) -> Callable[[HvpProblem], Call]:
+    def prepare(p: HvpProblem) -> Call:
+        """Features in 16 bits; the vector is rounded in each call, as an operator does."""
+        stream, out = p.data.adjacency.stream(), torch.empty_like(p.f)
+        residual, curvature = (stream.order(x) for x in p.derivatives)
+        f, z = p.f.to(dtype), p.z.to(dtype)
+
+        def product() -> Tensor:
+            z.copy_(p.z)
+            return ops.pointwise_hvp(*stream.indices, residual, curvature, f, z, out=out)
+
+        return product
+
+    return prepare
+
+
+def _ours_several(p: HvpProblem) -> Call:
+    """Eight vectors in one call; the last one is read anew, and its result is what is checked."""
+    stream = p.data.adjacency.stream()
+    residual, curvature = (stream.order(x) for x in p.derivatives)
+    z = torch.stack([p.z] * N_VECTORS)
+    out = torch.empty_like(z)
+
+    def product() -> Tensor:
+        z[-1] = p.z
+        ops.pointwise_hvp(*stream.indices, residual, curvature, p.f, z, out=out)
+        return out[-1]
+
+    return product
 
 
 def _ours_gauss_newton(p: HvpProblem) -> Call:
@@ -101,6 +148,13 @@ def _one_pass_bytes(p: HvpProblem, n_values: int) -> int:
 
 def _ours_bytes(p: HvpProblem) -> int:
     return _one_pass_bytes(p, n_values=2)
+
+
+def _ours_stored_bytes(p: HvpProblem) -> int:
+    """As one pass with half of the bytes of f and z; z is read once and its copy written."""
+    rows = max(p.data.n_users, p.data.n_items)
+    halved = p.n_interactions * 4 * p.dim + rows * 4 * p.dim
+    return _one_pass_bytes(p, n_values=2) - halved + p.data.n_nodes * 6 * p.dim
 
 
 def _ours_gauss_newton_bytes(p: HvpProblem) -> int:
@@ -317,6 +371,24 @@ def _mkl_unfit(problem: object) -> str | None:
 
 HVP: tuple[Contender[HvpProblem], ...] = (
     Contender("ours", HESSIAN, OURS, _ours, _ours_bytes),
+    Contender("ours, out", HESSIAN, OURS, _ours_reused, _ours_bytes),
+    Contender(
+        "ours, bfloat16",
+        HESSIAN,
+        OURS,
+        _ours_stored(torch.bfloat16),
+        _ours_stored_bytes,
+        tolerance=_TOLERANCE_16_BITS,
+    ),
+    Contender(
+        "ours, float16",
+        HESSIAN,
+        OURS,
+        _ours_stored(torch.float16),
+        _ours_stored_bytes,
+        tolerance=_TOLERANCE_16_BITS,
+    ),
+    Contender("ours, 8 vectors", HESSIAN, OURS, _ours_several, _ours_bytes, n_vectors=N_VECTORS),
     Contender("stock", HESSIAN, TORCH, _stock, _torch_hvp_bytes),
     Contender("joined", HESSIAN, TORCH, _joined, _torch_hvp_bytes),
     Contender("stacked", HESSIAN, TORCH, _stacked, _torch_hvp_bytes),

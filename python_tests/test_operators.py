@@ -1,0 +1,99 @@
+"""Operators: several vectors, reused memory, 16-bit storage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import make_problem
+
+from ifru_ext import GaussNewtonOperator, HessianOperator, cg
+from ifru_ext.operators import WritingOperator
+
+OPERATORS = (HessianOperator, GaussNewtonOperator)
+MODELS = [("mf", 0), ("lightgcn", 2)]
+ROWS = [None, [0, 3, 4, 20]]
+
+
+def make_operator(operator=HessianOperator, *, rows=None, dtype=torch.float32, **options):
+    kind, n_layers = options.pop("model", ("mf", 0))
+    problem = make_problem("power_law", kind=kind, n_layers=n_layers, dim=16, dtype=dtype)
+    return operator(*problem, damping=0.3, rows=rows, **options)
+
+
+def vectors(operator, *leading):
+    n_rows = operator.ridge_inverse.shape[0]
+    shape = (*leading, n_rows, operator.shape[0] // n_rows)
+    g = torch.Generator().manual_seed(7)
+    return torch.randn(shape, generator=g, dtype=torch.float64).to(operator.dtype)
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=["all", "some"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_several_vectors_are_multiplied_one_by_one(operator, model, rows):
+    a = make_operator(operator, model=model, rows=rows)
+    v = vectors(a, 3)
+    expected = torch.stack([a.matvec(one) for one in v])
+    assert torch.equal(a.matvec(v), expected)
+    assert a.matvec(v[:0]).shape == (0, *v.shape[1:])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("rows", "storage"), [(None, None), (None, torch.bfloat16), ([0, 3, 4, 20], None)]
+)
+def test_products_are_written_where_asked(rows, storage, model):
+    a = make_operator(model=model, rows=rows, storage=storage)
+    assert isinstance(a, WritingOperator)
+    first, second = vectors(a, 2)
+    expected = a.matvec(first), a.matvec(second)
+    out = torch.full_like(first, float("nan"))
+    # In and out of inference mode, which must not own what the operator keeps.
+    with torch.inference_mode():
+        assert a.matvec_into(first, out.clone()) is not None
+    assert a.matvec_into(first, out) is out
+    assert torch.equal(out, expected[0])
+    assert torch.equal(a.matvec_into(second, out), expected[1])
+    transposed = first.T.contiguous().T
+    assert torch.equal(a.matvec(transposed), expected[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("storage", "rtol"), [(torch.bfloat16, 5e-3), (torch.float16, 5e-4)])
+def test_sixteen_bit_storage_keeps_its_error(storage, rtol, operator, model):
+    plain, stored = (make_operator(operator, model=model, storage=s) for s in (None, storage))
+    v = vectors(plain)
+    expected = plain.matvec(v)
+    got = stored.matvec(v)
+    assert got.dtype == torch.float32
+    error = float((got - expected).norm() / expected.norm())
+    assert 0 < error < rtol
+    at = operator.at(plain._point, 0.3, storage=storage)
+    assert torch.equal(at.matvec(v), got)
+
+
+def test_cg_solves_with_sixteen_bit_storage():
+    plain, stored = (make_operator(GaussNewtonOperator, storage=s) for s in (None, torch.float16))
+    b = vectors(plain)
+    solve = cg(stored, b, rtol=1e-2)
+    assert solve.converged
+    assert float((b - plain.matvec(solve.x)).norm() / b.norm()) < 1.2e-2
+
+
+def test_what_operators_refuse():
+    for storage in (torch.float32, torch.int16):
+        with pytest.raises(ValueError, match=r"^storage: expected torch\.bfloat16, torch\.float16"):
+            make_operator(storage=storage)
+    with pytest.raises(ValueError, match=r"^storage: expected a float32 model, got torch\.float64"):
+        make_operator(dtype=torch.float64, storage=torch.bfloat16)
+    with pytest.raises(ValueError, match="storage: expected None together with rows, got"):
+        make_operator(rows=[1, 2], storage=torch.bfloat16)
+    a = make_operator()
+    v = vectors(a)
+    with pytest.raises(ValueError, match=r"^v: expected shape \[.*\] or \[k, \.\.\.\] and torch"):
+        a.matvec(v[None, None])
+    with pytest.raises(ValueError, match=r"^out: expected shape .* got \[2, 16\] and torch"):
+        a.matvec_into(v, v[:2])
+    with pytest.raises(ValueError, match="out: expected memory of its own, got some of z"):
+        a.matvec_into(v, v)
