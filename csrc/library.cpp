@@ -52,6 +52,15 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
       "restricted_ggn(Tensor rowptr, Tensor rows, Tensor neighbor, Tensor local, Tensor curvature,"
       " Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
 
+  // (7) with v_e = f_neighbor - f_other (-1: zero): sums of curvature v o v, [R, d], and of
+  // curvature v v^T, [R, d, d], over the entries of each row, plus the ridge [R].
+  m.def(
+      "ggn_diagonal(Tensor rowptr, Tensor neighbor, Tensor? other, Tensor curvature, Tensor f,"
+      " Tensor? ridge=None) -> Tensor");
+  m.def(
+      "ggn_blocks(Tensor rowptr, Tensor neighbor, Tensor? other, Tensor curvature, Tensor f,"
+      " Tensor? ridge=None) -> Tensor");
+
   // Conjugate gradients, one pass each; alpha, beta [] and dots [2] are float64 beside the vectors.
   // <x, y>, a float64 scalar.
   m.def("dot(Tensor x, Tensor y) -> Tensor");

@@ -30,6 +30,8 @@ __all__ = [
     "cg_direction",
     "cg_update",
     "dot",
+    "ggn_blocks",
+    "ggn_diagonal",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
@@ -338,6 +340,65 @@ def restricted_ggn(
     )
 
 
+def ggn_diagonal(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """The Gauss-Newton matrix's diagonal in the features, some rows of it; equation (7).
+
+    Row n: sum over its entries of w v o v, plus ridge_n, with v = f_neighbor - f_other. On the
+    entries of an `Adjacency` or `AdjacencySlice` there is no `other`; on those of `Triples` there
+    is. For matrix factorisation it is the diagonal of the matrix itself.
+
+    Args:
+        rowptr: [R + 1] int64.
+        neighbor: [entries] node ids; -1 for a row of zeros.
+        other: [entries] node ids, -1 likewise; None for zeros everywhere.
+        curvature: [entries].
+        f: [N, d].
+        ridge: [R].
+
+    Returns:
+        [R, d].
+    """
+    return cast(
+        Tensor, _call(_ops.ggn_diagonal.default, rowptr, neighbor, other, curvature, f, ridge)
+    )
+
+
+def ggn_blocks(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """The Gauss-Newton matrix's diagonal blocks in the features, some of them; equation (7).
+
+    Row n: sum over its entries of w v v^T, plus ridge_n I, with v as in `ggn_diagonal`. Symmetric
+    to the last bit.
+
+    Args:
+        rowptr: [R + 1] int64.
+        neighbor: [entries] node ids; -1 for a row of zeros.
+        other: [entries] node ids, -1 likewise; None for zeros everywhere.
+        curvature: [entries].
+        f: [N, d].
+        ridge: [R].
+
+    Returns:
+        [R, d, d].
+    """
+    return cast(
+        Tensor, _call(_ops.ggn_blocks.default, rowptr, neighbor, other, curvature, f, ridge)
+    )
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y>, accumulated in float64.
 
@@ -501,6 +562,30 @@ def _(
 ) -> Tensor:
     _check_rows("restricted_ggn", rowptr, z)
     return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::ggn_diagonal")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    return f.new_empty((rowptr.shape[0] - 1, f.shape[1]))
+
+
+@torch.library.register_fake("ifru_ext::ggn_blocks")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    return f.new_empty((rowptr.shape[0] - 1, f.shape[1], f.shape[1]))
 
 
 @torch.library.register_fake("ifru_ext::dot")

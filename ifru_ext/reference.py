@@ -15,6 +15,8 @@ __all__ = [
     "cg_direction",
     "cg_update",
     "dot",
+    "ggn_blocks",
+    "ggn_diagonal",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
@@ -212,9 +214,45 @@ def restricted_ggn(
 
 
 def _within(local: Tensor, z: Tensor) -> Tensor:
-    """[entries, d]: the neighbour's row of z, zero where it has none."""
+    """[entries, d]: the rows of z in these places, zero for a negative one."""
     inside = local >= 0
     return torch.where(inside[:, None], z[torch.where(inside, local, 0).long()], 0.0)
+
+
+def ggn_diagonal(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (7): the diagonals of the blocks."""
+    v = _entry_vectors(neighbor, other, f)
+    out = _sum_rows(rowptr, curvature[:, None] * v * v)
+    return out if ridge is None else out + ridge[:, None]
+
+
+def ggn_blocks(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (7)."""
+    v, d = _entry_vectors(neighbor, other, f), f.shape[1]
+    outer = curvature[:, None, None] * v[:, :, None] * v[:, None, :]
+    out = _sum_rows(rowptr, outer.view(-1, d * d)).view(-1, d, d)
+    identity = torch.eye(d, dtype=f.dtype, device=f.device)
+    return out if ridge is None else out + ridge[:, None, None] * identity
+
+
+def _entry_vectors(neighbor: Tensor, other: Tensor | None, f: Tensor) -> Tensor:
+    """[entries, d]: f_neighbor - f_other."""
+    v = _within(neighbor, f)
+    return v if other is None else v - _within(other, f)
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

@@ -55,6 +55,12 @@ def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
         residual, curvature = (normal(entries),), (normal(entries),)
         values = curvature if name.endswith("ggn") else residual + curvature
         return (*indices, *values, f, z[rows].contiguous(), ridge[rows].contiguous())
+    if name.startswith("ggn"):
+        part = a.slice(torch.arange(0, n, 1 if name == "ggn_diagonal" else 9))
+        entries = part.neighbor.shape[0]
+        other = torch.randint(-1, n, (entries,), generator=g).to(a.neighbor.dtype)
+        neighbor = torch.where(other % 5 == 0, -1, part.neighbor)
+        return part.rowptr, neighbor, other, normal(entries), f, ridge[part.rows.long()]
     indices = a.stream(n_blocks).indices
     residual, curvature = normal(edges), normal(edges)
     if name == "pointwise_gradient":
@@ -282,6 +288,23 @@ def broken(name, position, value):
         ("restricted_ggn", 3, lambda x: x + 100, "and positions below 9, found others"),
         ("restricted_ggn", 1, lambda x: x[1:], "z: expected shape [8, 4], got [9, 4]"),
         ("restricted_ggn", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
+        (
+            "ggn_diagonal",
+            1,
+            lambda x: x + 100,
+            "neighbor and other: expected node ids in [0, 27) or",
+        ),
+        (
+            "ggn_blocks",
+            2,
+            lambda x: x - 2,
+            "neighbor and other: expected node ids in [0, 27) or -1",
+        ),
+        ("ggn_blocks", 2, lambda x: x.long(), "other: expected the dtype of neighbor (Int)"),
+        ("ggn_diagonal", 0, lambda x: x[:0], "rowptr: expected at least one entry, got none"),
+        ("ggn_diagonal", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
+        ("ggn_blocks", 3, lambda x: x[1:], "curvature: expected shape ["),
+        ("ggn_blocks", 5, lambda x: x[1:], "ridge: expected shape [3], got [2]"),
         ("pointwise_derivatives", 0, lambda x: x + 100, "left and right: expected node ids in"),
         ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
         ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
@@ -335,6 +358,28 @@ def test_restricted_products_are_blocks_of_the_full_one(name, graph, share):
         *stream.indices, *map(stream.order, values), f, full
     )
     torch.testing.assert_close(got, whole[rows], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dim", [1, 16, 33])
+def test_blocks_and_diagonal_are_those_of_the_gauss_newton_matrix(graph, dim):
+    adjacency = make_adjacency(graph)
+    n, edges = adjacency.n_nodes, adjacency.n_interactions
+    g = torch.Generator().manual_seed(0)
+    f, ridge = torch.randn(n, dim, generator=g).double(), torch.rand(n, generator=g).double()
+    curvature = torch.rand(edges, generator=g).double()
+    stream = adjacency.stream(1)
+    entries = adjacency.rowptr, adjacency.neighbor, None, curvature[adjacency.edge.long()], f, ridge
+    blocks, diagonal = ops.ggn_blocks(*entries), ops.ggn_diagonal(*entries)
+    assert torch.equal(blocks, blocks.mT)
+    torch.testing.assert_close(blocks.diagonal(dim1=1, dim2=2), diagonal, rtol=1e-12, atol=1e-12)
+    for row in range(0, n, 5):
+        # The block's columns are the products with unit vectors on this row.
+        z = torch.zeros(dim, n, dim, dtype=torch.float64)
+        z[:, row] = torch.eye(dim, dtype=torch.float64)
+        values = stream.order(curvature), f
+        product = ops.pointwise_ggn(*stream.indices, *values, z, ridge)[:, row]
+        torch.testing.assert_close(blocks[row], product, rtol=1e-12, atol=1e-12)
 
 
 PRODUCTS = ("pointwise_hvp", "pointwise_ggn")

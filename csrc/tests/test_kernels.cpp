@@ -389,6 +389,57 @@ void check_restricted(const cpu::Kernels<T, I>& kernels, int64_t d) {
   CHECK(!kernels.restricted_gauss_newton(args, 0, n_rows));
 }
 
+// Diagonal and blocks of rows with long ones among them, against loops.
+template <class T, class I>
+void check_diagonal(const cpu::Kernels<T, I>& kernels, int64_t d) {
+  const Graph<I> graph = make_graph<I>();
+  const int64_t n = graph.n_nodes;
+  const int64_t entries = static_cast<int64_t>(graph.neighbor.size());
+  const auto f = random_values<T>(n * d, 2);
+  const auto ridge = random_values<T>(n, 5);
+  const auto curvature = random_values<T>(entries, 7);
+  std::vector<I> other(entries);
+  for (int64_t e = 0; e < entries; ++e) other[e] = static_cast<I>(e % (n + 1) - 1);
+  std::vector<double> blocks(n * d * d), diagonal(n * d);
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t e = graph.rowptr[row]; e < graph.rowptr[row + 1]; ++e) {
+      const auto v = [&](int64_t k) {
+        return double(f[graph.neighbor[e] * d + k]) - (other[e] < 0 ? 0 : f[other[e] * d + k]);
+      };
+      for (int64_t i = 0; i < d; ++i) {
+        diagonal[row * d + i] += curvature[e] * v(i) * v(i);
+        for (int64_t k = 0; k < d; ++k) blocks[(row * d + i) * d + k] += curvature[e] * v(i) * v(k);
+      }
+    }
+    for (int64_t i = 0; i < d; ++i) {
+      diagonal[row * d + i] += ridge[row];
+      blocks[(row * d + i) * d + i] += ridge[row];
+    }
+  }
+  std::vector<T> out(n * d * d), scratch(d * (d + cpu::kBlockEntries));
+  cpu::DiagonalArgs<T, I> args{graph.rowptr.data(),
+                               graph.neighbor.data(),
+                               other.data(),
+                               curvature.data(),
+                               f.data(),
+                               ridge.data(),
+                               out.data(),
+                               n,
+                               d};
+  const double tolerance = sizeof(T) == 4 ? 1e-3 : 1e-11;
+  CHECK(kernels.blocks(args, 0, n, scratch.data()));
+  check_close(out, blocks, tolerance);
+  out.resize(n * d);
+  args.out = out.data();
+  CHECK(kernels.diagonal(args, 0, n));
+  check_close(out, diagonal, tolerance);
+  other[entries / 2] = static_cast<I>(n);
+  CHECK(!kernels.diagonal(args, 0, n));
+  out.resize(n * d * d);
+  args.out = out.data();
+  CHECK(!kernels.blocks(args, 0, n, scratch.data()));
+}
+
 template <class T>
 void check_vectors(const cpu::VectorKernels<T>& kernels, int64_t n_rows, int64_t d) {
   const int64_t n = n_rows * d;
@@ -486,6 +537,8 @@ void check_table(const cpu::KernelTable& table) {
     check_restricted(table.f64_i64, d);
     check_vectors(table.f32, 5, d);
     check_vectors(table.f64, 5, d);
+    check_diagonal(table.f32_i32, d);
+    check_diagonal(table.f64_i64, d);
     check_stored_products(table.f32_i32, table.bf16_i32, d, 7);
     check_stored_products(table.f32_i64, table.bf16_i64, d, 7);
     check_stored_products(table.f32_i32, table.f16_i32, d, 10);

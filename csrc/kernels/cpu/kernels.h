@@ -106,6 +106,24 @@ struct RestrictedArgs {
   int64_t d;
 };
 
+// Equation (7): sum over the entries of row n of curvature_e v_e o v_e + ridge_n, or of
+// curvature_e v_e v_e^T + ridge_n I, with v_e = f_neighbor - f_other, an id of -1 meaning zero.
+template <class T, class I>
+struct DiagonalArgs {
+  const int64_t* rowptr;  // [R + 1], non-decreasing, checked by the caller
+  const I* neighbor;      // [entries], checked by the kernels
+  const I* other;         // [entries] or null
+  const T* curvature;     // [entries]
+  const T* f;             // [N, d]
+  const T* ridge;         // [R] or null
+  T* out;                 // [R, d] or [R, d, d]
+  int64_t n_nodes;
+  int64_t d;
+};
+
+// Entries whose outer products are added to a block at a time.
+constexpr int64_t kBlockEntries = 8;
+
 // Equation (2) for the interactions (left_e, right_e).
 template <class T, class I>
 struct DerivativeArgs {
@@ -179,6 +197,9 @@ struct Kernels {
   bool (*restricted_hvp)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*restricted_gauss_newton)(const RestrictedArgs<T, I>&, int64_t begin, int64_t end);
   bool (*derivatives)(const DerivativeArgs<T, I>&, int64_t begin, int64_t end);
+  bool (*diagonal)(const DiagonalArgs<T, I>&, int64_t begin, int64_t end);
+  // `scratch` holds d (d + kBlockEntries) numbers.
+  bool (*blocks)(const DiagonalArgs<T, I>&, int64_t begin, int64_t end, T* scratch);
 };
 
 struct KernelTable {

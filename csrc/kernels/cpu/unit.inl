@@ -12,6 +12,7 @@ namespace ifru::cpu {
 // clang-format off: vec.inl comes first
 #include "vec.inl"
 #include "derivatives.inl"
+#include "diagonal.inl"
 #include "gather.inl"
 #include "restricted.inl"
 #include "stream.inl"
@@ -44,7 +45,9 @@ constexpr Kernels<T, I> make_kernels() {
           make_products<T, T, I>(),
           restricted_rows<T, I, true>,
           restricted_rows<T, I, false>,
-          derivatives<T, I>};
+          derivatives<T, I>,
+          diagonal_rows<T, I>,
+          block_rows<T, I>};
 }
 
 template <class T>
