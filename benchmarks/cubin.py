@@ -156,7 +156,7 @@ def short(mangled: str) -> str:
         if c == "(" and depth == 0:
             end = k
             break
-    return text[:end].removeprefix("ifru::cuda::")
+    return text[:end].replace("ifru::cuda::", "").replace(" >", ">")
 
 
 def blocks_of(ptx: str) -> Iterator[tuple[str, int]]:
@@ -215,7 +215,7 @@ def measure(nvcc: Path, folder: Path) -> dict[str, Usage]:
         for cubin in sorted(folder.glob(f"*.{arch}.cubin")):
             for name, usage in usage_of(tool, cubin, ARCHITECTURES[arch], blocks):
                 kernels[name] = usage.worst(kernels[name]) if name in kernels else usage
-    return {short(name): usage for name, usage in sorted(kernels.items())}
+    return dict(sorted((short(name), usage) for name, usage in kernels.items()))
 
 
 def compare(kernels: dict[str, Usage], budget: dict[str, Usage]) -> list[str]:

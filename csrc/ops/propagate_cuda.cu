@@ -14,6 +14,11 @@
 namespace ifru::ops {
 namespace {
 
+template <class T>
+T* mutable_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? t->mutable_data_ptr<T>() : nullptr;
+}
+
 Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
                       const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
                       const std::optional<Tensor>& v) {
@@ -26,6 +31,9 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
   Tensor out = torch::stable::empty_like(x);
   std::optional<Tensor> scratch;
   if (n_layers > 0) scratch = torch::stable::empty_like(x);
+  std::optional<Tensor> partial;
+  const int64_t segments = n_layers > 0 ? cuda::n_segments(neighbor.numel()) : 0;
+  if (segments > 0) partial = torch::stable::new_empty(x, {segments, x.size(1)});
   dispatch("propagate", "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
@@ -37,14 +45,14 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
                                              data_or_null<T>(ridge),
                                              data_or_null<T>(v),
                                              out.mutable_data_ptr<T>(),
+                                             mutable_or_null<T>(partial),
                                              T(0),
                                              false,
                                              x.size(0),
                                              neighbor.numel(),
                                              x.size(1)};
     cuda::propagate<T, I>(params, alpha.const_data_ptr<double>(), n_layers,
-                          scratch.has_value() ? scratch->mutable_data_ptr<T>() : nullptr,
-                          static_cast<cudaStream_t>(stream));
+                          mutable_or_null<T>(scratch), static_cast<cudaStream_t>(stream));
   });
   return out;
 }

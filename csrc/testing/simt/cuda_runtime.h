@@ -124,5 +124,3 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Site site = si
 inline int __any_sync(unsigned mask, int predicate, simt::Site site = simt::Site::here()) {
   return simt::vote(mask, predicate, site) != 0;
 }
-
-inline int __ffs(int bits) { return __builtin_ffs(bits); }

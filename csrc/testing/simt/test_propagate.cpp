@@ -77,7 +77,7 @@ struct Problem {
   Graph<I> graph;
   DeviceArray<int64_t> rowptr;
   DeviceArray<I> neighbor;
-  DeviceArray<T> s_, x_, ridge_, v_, out, scratch;
+  DeviceArray<T> s_, x_, ridge_, v_, out, scratch, partial;
   cuda::PropagateParams<T, I> params{};
 
   Problem(const Shape& shape, const Graph<I>& g)
@@ -94,7 +94,8 @@ struct Problem {
         ridge_(ridge),
         v_(v),
         out(x.size()),
-        scratch(x.size()) {
+        scratch(x.size()),
+        partial(cuda::n_segments(g.n_entries()) * shape.d) {
     params.rowptr = rowptr.data();
     params.neighbor = neighbor.data();
     params.inv_sqrt_degree = s_.data();
@@ -102,13 +103,14 @@ struct Problem {
     params.ridge = shape.ridge ? ridge_.data() : nullptr;
     params.v = shape.ridge ? v_.data() : nullptr;
     params.out = out.data();
+    params.partial = partial.data();
     params.n_nodes = g.n_nodes();
     params.n_entries = g.n_entries();
     params.d = shape.d;
   }
-  std::vector<T> run() {
+  std::vector<T> run(int64_t max_blocks = cuda::kMaxBlocks) {
     cuda::propagate<T, I>(params, alpha.data(), static_cast<int64_t>(alpha.size()) - 1,
-                          scratch.data(), nullptr);
+                          scratch.data(), nullptr, max_blocks);
     return out.host();
   }
 
@@ -132,12 +134,27 @@ void check_shape(const Shape& shape) {
   CHECK(error_of(got, expected_propagate(graph, problem.s, problem.x, problem.alpha, problem.ridge,
                                          problem.v, shape.d)) < kTolerance<T>);
   CHECK(got == problem.run());
+  CHECK(got == problem.run(1));  // and the same bits for any grid
+}
+
+// Features that do not begin at a multiple of 16 bytes: views of a larger tensor.
+template <class T, class I>
+void check_unaligned(int64_t d) {
+  const Shape shape{{3, 0, 40, 2, 5}, d, 1, false};
+  Problem<T, I> problem(shape, make_graph<I>(shape.degrees));
+  const auto expected = problem.run();
+  auto shifted = problem.x;
+  shifted.insert(shifted.begin(), T(0));
+  DeviceArray<T> x(shifted);
+  problem.params.x = x.data() + 1;
+  const auto got = problem.run();
+  CHECK(error_of(got, std::vector<double>(expected.begin(), expected.end())) < kTolerance<T>);
 }
 
 // Ids and ranges that lead out of the arrays poison their row and no other.
 template <class T, class I>
-void check_broken(int64_t d) {
-  const Shape shape{{3, 0, 40, 2, 5}, d, 1, false};
+void check_broken(int64_t d, int64_t length) {
+  const Shape shape{{3, 0, length, 2, 5}, d, 1, false};
   const auto graph = make_graph<I>(shape.degrees);
   Problem<T, I> whole(shape, graph);
   const auto good = whole.run();
@@ -152,13 +169,37 @@ void check_broken(int64_t d) {
   };
   for (const I id : {static_cast<I>(5), static_cast<I>(-1), std::numeric_limits<I>::max()}) {
     Graph<I> broken = graph;
-    broken.neighbor[10] = id;  // of row 2
-    check_poisoned(broken, 2, 2);
+    for (const int64_t entry : {int64_t(3), 3 + length / 2, 2 + length}) {  // of row 2
+      broken.neighbor = graph.neighbor;
+      broken.neighbor[entry] = id;
+      check_poisoned(broken, 2, 2);
+    }
   }
-  for (const int64_t offset : {int64_t(-1), int64_t(51), std::numeric_limits<int64_t>::max()}) {
+  for (const int64_t offset : {int64_t(-1), length + 11, std::numeric_limits<int64_t>::max()}) {
     Graph<I> broken = graph;
     broken.rowptr[3] = offset;  // where row 2 ends and row 3 begins
     check_poisoned(broken, 2, 3);
+  }
+}
+
+// Ranges within the arrays that are not in order: each row is right or NaN.
+template <class T, class I>
+void check_unordered() {
+  const Shape shape{{700, 600, 800, 0}, 16, 1, false};
+  auto graph = make_graph<I>(shape.degrees);
+  for (const auto& rowptr : {std::vector<int64_t>{0, 2100, 700, 2000, 2100},
+                             std::vector<int64_t>{0, 1500, 100, 1400, 2100}}) {
+    graph.rowptr = rowptr;
+    Problem<T, I> problem(shape, graph);
+    const auto got = problem.run();
+    graph.rowptr[1] = graph.rowptr[2];  // row 1 runs backwards: nothing to compare it with
+    const auto expected = expected_propagate(graph, problem.s, problem.x, problem.alpha,
+                                             problem.ridge, problem.v, shape.d);
+    for (size_t k = 2 * 16; k < got.size(); ++k) {
+      CHECK(std::isnan(got[k]) ||
+            std::fabs(got[k] - expected[k]) < kTolerance<T> * (1 + std::fabs(expected[k])));
+    }
+    for (size_t k = 16; k < 2 * 16; ++k) CHECK(std::isnan(got[k]));
   }
 }
 
@@ -179,8 +220,14 @@ void check_all() {
   check_shape<T, I>({std::vector<int64_t>(300, 2), 16, 1, false});  // more rows than a block has
   check_shape<T, I>({{0, 3000, 1, 2, 0, 700, 1025}, 16, 2, true});  // hubs
   check_shape<T, I>({{2, 1500, 0}, 130, 1, true});
-  check_broken<T, I>(16);
-  check_broken<T, I>(7);
+  check_shape<T, I>({{600, 4, 513, 512, 511, 256}, 64, 1, false});  // at the limits
+  check_shape<T, I>({{33, 32, 31, 34, 800}, 5, 1, true});
+  for (const int64_t d : {16, 32, 64, 128, 7}) {
+    check_unaligned<T, I>(d);
+    check_broken<T, I>(d, 40);
+    check_broken<T, I>(d, 1100);
+  }
+  check_unordered<T, I>();
 }
 
 }  // namespace
