@@ -1,32 +1,22 @@
 // propagate on CUDA, equation (1): check, allocate, launch on the current stream.
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../kernels/cuda/propagate.cuh"
 #include "dispatch.h"
+#include "on_device.h"
 #include "propagate_checks.h"
 
 namespace ifru::ops {
 namespace {
 
-template <class T>
-T* mutable_or_null(const std::optional<Tensor>& t) {
-  return t.has_value() ? t->mutable_data_ptr<T>() : nullptr;
-}
-
 Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
                       const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
                       const std::optional<Tensor>& v) {
   check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-
+  const OnDevice on(x);
   const int64_t n_layers = alpha.numel() - 1;
   Tensor out = torch::stable::empty_like(x);
   std::optional<Tensor> scratch;
@@ -52,7 +42,7 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
                                              neighbor.numel(),
                                              x.size(1)};
     cuda::propagate<T, I>(params, alpha.const_data_ptr<double>(), n_layers,
-                          mutable_or_null<T>(scratch), static_cast<cudaStream_t>(stream));
+                          mutable_or_null<T>(scratch), on.stream());
   });
   return out;
 }

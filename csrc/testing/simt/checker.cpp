@@ -143,9 +143,16 @@ std::string text(const char* verb, size_t bytes, const void* pc) {
 [[noreturn]] void report_bounds(uintptr_t p, size_t bytes, const char* verb, const void* pc) {
   const State& s = state();
   std::string where = "outside device memory";
+  uintptr_t nearest = 1 << 16;
   for (const auto& [begin, region] : s.regions) {
-    constexpr uintptr_t kNear = 1 << 16;
-    if (p + kNear < begin || p > begin + region.bytes + kNear) continue;
+    const uintptr_t distance = p < begin ? begin - p : p - begin - region.bytes;
+    if (p >= begin && p < begin + region.bytes) {
+      nearest = 0;  // it straddles the end
+    } else if (distance < nearest) {
+      nearest = distance;
+    } else {
+      continue;
+    }
     where = "at byte " + std::to_string(static_cast<int64_t>(p - begin)) + " of " +
             (region.shared ? "shared memory" : "a buffer") + " of " + std::to_string(region.bytes) +
             " bytes";

@@ -100,7 +100,7 @@ void make_fibers(Dim3 block, unsigned count) {
     Fiber& fiber = scheduler.fibers[i];
     fiber.thread = Dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     scheduler.turns[i] = scheduler.order == Order::kReverse ? count - 1 - i : i;
-    fiber.stack.reset(new char[kStackBytes]);
+    if (fiber.stack == nullptr) fiber.stack.reset(new char[kStackBytes]);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -291,7 +291,10 @@ bool launch(Dim3 grid, Dim3 block, Call call) {
     builtins.block =
         Dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
              static_cast<unsigned>(i / (size_t(grid.x) * grid.y)));
-    if (!run_block(random)) return false;
+    if (!run_block(random)) {
+      scheduler.fibers.clear();  // some stopped in the middle of their stacks
+      return false;
+    }
   }
   return true;
 }

@@ -12,6 +12,7 @@ namespace ifru::test {
 
 void test_emulation();
 void test_propagate();
+void test_vector();
 
 template <class T>
 std::vector<T> random_values(int64_t n, unsigned seed) {
