@@ -5,6 +5,8 @@
 #   make test      C++ and Python tests
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
+#   make simt      CUDA kernels on the CPU, emulated and checked
+#   make cubin     CUDA kernels compiled by nvcc, registers and loads against a budget; needs no GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
 #   make package   sdist and wheel, installed and run in a fresh environment
@@ -30,7 +32,7 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python lint format sanitize bench readme package clean
+.PHONY: all demo test test-cpp test-python lint format sanitize simt cubin bench readme package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -73,6 +75,19 @@ sanitize: $(ENVIRONMENT)
 		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
 	$(BIN)/cmake --build build/sanitize --target ifru_tests
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+simt: $(ENVIRONMENT)
+	$(BIN)/cmake -S . -B build/simt -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DCMAKE_BUILD_TYPE=None -DIFRU_PYTHON=OFF -DIFRU_SIMT=ON \
+		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
+	$(BIN)/cmake --build build/simt --target simt
+	$(BIN)/ctest --test-dir build/simt --output-on-failure -R simt_
+
+# cuobjdump and nvdisasm come from PyPI: the toolkit may lack them.
+cubin: $(ENVIRONMENT)
+	@command -v nvcc >/dev/null || { echo "make cubin: expected nvcc on PATH, found none" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+	$(BIN)/python benchmarks/cubin.py $(ARGS)
 
 readme: $(INSTALLED)
 	$(BIN)/ifru demo --out build/demo

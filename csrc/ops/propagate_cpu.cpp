@@ -69,21 +69,6 @@ void horner(const Tensor& inv_sqrt_degree, const Tensor& x, const Tensor& alpha,
   }
 }
 
-// `out` and `scratch` are written while the others are read.
-void check_buffers(const char* op, const Tensor& x, const std::optional<Tensor>& v,
-                   const Tensor& out, const std::optional<Tensor>& scratch) {
-  const auto check = [&](const char* name, const Tensor& t) {
-    check_value(op, name, t, "x", x, 2, x.size(0), x.size(1));
-    check_apart(op, name, t, "x", x);
-    if (v.has_value()) check_apart(op, name, t, "v", *v);
-  };
-  check("out", out);
-  if (scratch.has_value()) {
-    check("scratch", *scratch);
-    check_apart(op, "scratch", *scratch, "out", out);
-  }
-}
-
 void propagate_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
                    const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
                    const std::optional<Tensor>& v, const Tensor& out,

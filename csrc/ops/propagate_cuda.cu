@@ -1,31 +1,29 @@
 // propagate on CUDA, equation (1): check, allocate, launch on the current stream.
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../kernels/cuda/propagate.cuh"
 #include "dispatch.h"
+#include "on_device.h"
 #include "propagate_checks.h"
 
 namespace ifru::ops {
 namespace {
 
-Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
-                      const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
-                      const std::optional<Tensor>& v) {
+void propagate_out_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
+                        const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
+                        const std::optional<Tensor>& v, const Tensor& out,
+                        std::optional<Tensor> scratch) {
   check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-
+  check_buffers("propagate", x, v, out, scratch);
+  const OnDevice on(x);
   const int64_t n_layers = alpha.numel() - 1;
-  Tensor out = torch::stable::empty_like(x);
-  std::optional<Tensor> scratch;
-  if (n_layers > 0) scratch = torch::stable::empty_like(x);
+  if (n_layers > 0 && !scratch.has_value()) scratch = torch::stable::empty_like(x);
+  std::optional<Tensor> partial;
+  const int64_t segments = n_layers > 0 ? cuda::n_segments(neighbor.numel()) : 0;
+  if (segments > 0) partial = torch::stable::new_empty(x, {segments, x.size(1)});
   dispatch("propagate", "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
@@ -37,15 +35,22 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
                                              data_or_null<T>(ridge),
                                              data_or_null<T>(v),
                                              out.mutable_data_ptr<T>(),
+                                             mutable_or_null<T>(partial),
                                              T(0),
                                              false,
                                              x.size(0),
                                              neighbor.numel(),
                                              x.size(1)};
     cuda::propagate<T, I>(params, alpha.const_data_ptr<double>(), n_layers,
-                          scratch.has_value() ? scratch->mutable_data_ptr<T>() : nullptr,
-                          static_cast<cudaStream_t>(stream));
+                          mutable_or_null<T>(scratch), on.stream());
   });
+}
+
+Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor& inv_sqrt_degree,
+                      const Tensor& x, const Tensor& alpha, const std::optional<Tensor>& ridge,
+                      const std::optional<Tensor>& v) {
+  Tensor out = torch::stable::empty_like(x);
+  propagate_out_cuda(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v, out, std::nullopt);
   return out;
 }
 
@@ -54,4 +59,5 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CUDA, m) {
   m.impl("propagate", TORCH_BOX(&ifru::ops::propagate_cuda));
+  m.impl("propagate.out", TORCH_BOX(&ifru::ops::propagate_out_cuda));
 }

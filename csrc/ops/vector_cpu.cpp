@@ -9,6 +9,7 @@
 #include "../kernels/cpu/kernels.h"
 #include "dispatch.h"
 #include "parallel.h"
+#include "vector_checks.h"
 
 namespace ifru::ops {
 namespace {
@@ -17,23 +18,10 @@ constexpr int64_t kBlock = 4096;  // elements summed by one call: 16 KiB of each
 
 int64_t rows_per_block(int64_t d) { return std::max<int64_t>(1, kBlock / std::max<int64_t>(1, d)); }
 
-void check_scalars(const char* op, const char* name, const Tensor& t, const Tensor& like,
-                   int64_t dim, int64_t n) {
-  check_shape(op, name, t, dim, n);
-  if (t.scalar_type() != ScalarType::Double || t.is_cuda() != like.is_cuda()) {
-    fail(op, name, ": expected float64 on the device of the vectors");
-  }
-}
-
 Tensor dot(const Tensor& x, const Tensor& y) {
-  constexpr const char* kOp = "dot";
-  if (!x.is_contiguous()) fail(kOp, "x: expected a contiguous tensor");
-  check_same(kOp, "y", y, "x", x);
-  if (!y.is_contiguous() || y.numel() != x.numel()) {
-    fail(kOp, "y: expected ", x.numel(), " contiguous elements as in x, got ", shape_text(y));
-  }
+  check_dot(x, y);
   Tensor out = torch::stable::new_empty(x, {}, ScalarType::Double);
-  dispatch_value(kOp, "x", x.scalar_type(), [&](auto value) {
+  dispatch_value("dot", "x", x.scalar_type(), [&](auto value) {
     using T = decltype(value);
     const auto& kernels = cpu::vector_kernels<T>();
     const T* x_data = x.const_data_ptr<T>();
@@ -49,15 +37,8 @@ Tensor dot(const Tensor& x, const Tensor& y) {
 
 void cg_update(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& ap,
                const Tensor& alpha, const std::optional<Tensor>& inverse, const Tensor& dots) {
-  constexpr const char* kOp = "cg_update";
-  check_shape(kOp, "x", x, 2, -1);
-  check_value(kOp, "r", r, "x", x, 2, x.size(0), x.size(1));
-  check_value(kOp, "p", p, "x", x, 2, x.size(0), x.size(1));
-  check_value(kOp, "ap", ap, "x", x, 2, x.size(0), x.size(1));
-  check_value(kOp, "inverse", inverse, "x", x, 1, x.size(0));
-  check_scalars(kOp, "alpha", alpha, x, 0, -1);
-  check_scalars(kOp, "dots", dots, x, 1, 2);
-  dispatch_value(kOp, "x", x.scalar_type(), [&](auto value) {
+  check_cg_update(x, r, p, ap, alpha, inverse, dots);
+  dispatch_value("cg_update", "x", x.scalar_type(), [&](auto value) {
     using T = decltype(value);
     const auto& kernels = cpu::vector_kernels<T>();
     const cpu::CgUpdateArgs<T> args{x.mutable_data_ptr<T>(),
@@ -76,12 +57,8 @@ void cg_update(const Tensor& x, const Tensor& r, const Tensor& p, const Tensor& 
 
 void cg_direction(const Tensor& p, const Tensor& r, const Tensor& beta,
                   const std::optional<Tensor>& inverse) {
-  constexpr const char* kOp = "cg_direction";
-  check_shape(kOp, "p", p, 2, -1);
-  check_value(kOp, "r", r, "p", p, 2, p.size(0), p.size(1));
-  check_value(kOp, "inverse", inverse, "p", p, 1, p.size(0));
-  check_scalars(kOp, "beta", beta, p, 0, -1);
-  dispatch_value(kOp, "p", p.scalar_type(), [&](auto value) {
+  check_cg_direction(p, r, beta, inverse);
+  dispatch_value("cg_direction", "p", p.scalar_type(), [&](auto value) {
     using T = decltype(value);
     const auto& kernels = cpu::vector_kernels<T>();
     const cpu::CgDirectionArgs<T> args{p.mutable_data_ptr<T>(), r.const_data_ptr<T>(),
