@@ -12,6 +12,7 @@ namespace ifru::cpu {
 #include "restricted.inl"
 #include "stream.inl"
 #include "propagate_stream.inl"
+#include "pairwise.inl"
 #include "vector.inl"
 // clang-format on
 
@@ -21,6 +22,13 @@ template <class T, class I, Product kProduct>
 constexpr StreamFn<T, I>* make_stream() {
   return for_width<StreamKernel<kProduct>::template Of, T, I, StreamArgs<T, I>, int64_t, int64_t,
                    int64_t>;
+}
+
+template <class T, class I, Product kProduct>
+constexpr PairwiseKernels<T, I> make_pairwise() {
+  return {
+      for_width<PairwiseUsers<kProduct>::template Of, T, I, PairwiseArgs<T, I>, int64_t, int64_t>,
+      for_width<PairwiseItems<kProduct>::template Of, T, I, PairwiseArgs<T, I>, int64_t, int64_t>};
 }
 
 template <class T, class I>
@@ -34,7 +42,11 @@ constexpr Kernels<T, I> make_kernels() {
           make_stream<T, I, Product::kGaussNewton>(),
           restricted_rows<T, I, true>,
           restricted_rows<T, I, false>,
-          derivatives<T, I>};
+          derivatives<T, I>,
+          pairwise_derivatives<T, I>,
+          make_pairwise<T, I, Product::kGradient>(),
+          make_pairwise<T, I, Product::kHvp>(),
+          make_pairwise<T, I, Product::kGaussNewton>()};
 }
 
 template <class T>
