@@ -60,6 +60,21 @@ STABLE_TORCH_LIBRARY(ifru_ext, m) {
   m.def(
       "ggn_blocks(Tensor rowptr, Tensor neighbor, Tensor? other, Tensor curvature, Tensor f,"
       " Tensor? ridge=None) -> Tensor");
+  // (3) of each triple (user, positive, negative), T of them: three tensors [T].
+  m.def(
+      "pairwise_derivatives(Tensor user, Tensor positive, Tensor negative, Tensor f,"
+      " Tensor? weight=None) -> (Tensor, Tensor, Tensor)");
+  // (5) and (6) for (3). Triples by node: rowptr [N + 1], neighbor and other [3T], triple [2T];
+  // residual and curvature [T] in the order of the users' rows.
+  m.def(
+      "pairwise_gradient(Tensor rowptr, Tensor neighbor, Tensor other, Tensor triple,"
+      " Tensor residual, Tensor f, Tensor? ridge=None) -> Tensor");
+  m.def(
+      "pairwise_hvp(Tensor rowptr, Tensor neighbor, Tensor other, Tensor triple, Tensor residual,"
+      " Tensor curvature, Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
+  m.def(
+      "pairwise_ggn(Tensor rowptr, Tensor neighbor, Tensor other, Tensor triple, Tensor curvature,"
+      " Tensor f, Tensor z, Tensor? ridge=None) -> Tensor");
 
   // Conjugate gradients, one pass each; alpha, beta [] and dots [2] are float64 beside the vectors.
   // <x, y>, a float64 scalar.

@@ -27,6 +27,19 @@ def stream_order(
     n_cuts: int,
     n_blocks: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.int64]]: ...
+def triples(
+    user: npt.NDArray[np.int64],
+    positive: npt.NDArray[np.int64],
+    negative: npt.NDArray[np.int64],
+    n_users: int,
+    n_items: int,
+) -> tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[Any],
+    npt.NDArray[Any],
+    npt.NDArray[Any],
+    npt.NDArray[Any],
+]: ...
 def build_info() -> dict[str, str | None]: ...
 def isa() -> str: ...
 def supported_isas() -> str: ...

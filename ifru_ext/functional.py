@@ -1,17 +1,17 @@
 """Differentiable forms of the ops, for torch.autograd, torch.func and torch.compile.
 
 The ops of `ifru_ext.ops` record no gradient. The functions here do, and every derivative up to the
-second is an op again: the gradient of `pointwise_loss` is equation (5), and its product with a
-vector, by double backward or by forward over reverse, is the fused Hessian-vector product of
-equation (6); autograd keeps no value per interaction and feature. Third and higher derivatives are
-composed of plain torch operations: right, but not fused.
+second is an op again: the gradient of `pointwise_loss` and of `pairwise_loss` is equation (5), and
+its product with a vector, by double backward or by forward over reverse, is the fused
+Hessian-vector product of equation (6); autograd keeps no value per interaction and feature. Third
+and higher derivatives are composed of plain torch operations: right, but not fused.
 
 They are functions of the features (embeddings). Labels, sample weights and layer weights are
 constants: asking for a derivative with respect to one raises NotImplementedError.
 
 All of torch.autograd and torch.func applies, in any nesting: grad, vjp, jvp, jacrev, jacfwd,
-hessian, linearize, vmap. vmap folds the batch of `propagate` into the features; the pointwise
-functions run once per element.
+hessian, linearize, vmap. vmap folds the batch of `propagate` into the features; the losses
+and their gradients run once per element.
 
 `torch.compile(..., fullgraph=True)` takes the functions, their backward, and transforms inside of
 the compiled function; the index of an adjacency must exist before, so call `adjacency.stream()`,
@@ -39,10 +39,13 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.objective import Loss, Objective
+from ifru_ext.triples import Triples
 
 __all__ = [
     "ObjectiveFunction",
     "objective_value",
+    "pairwise_gradient",
+    "pairwise_loss",
     "pointwise_gradient",
     "pointwise_loss",
     "propagate",
@@ -130,9 +133,49 @@ def pointwise_gradient(
         NotImplementedError: A derivative with respect to `label` or `weight` is asked for.
     """
     pairs = _Pairs.of_adjacency(adjacency, loss)
-    label, weight = _as_dtype(features, label, weight)
-    _, *derivatives = _loss_and_derivatives("pointwise_gradient", pairs, label, weight, features)
-    return cast(Tensor, _pointwise_gradient(*pairs, features, label, weight, *derivatives))
+    return _gradient_of_loss("pointwise_gradient", pairs, label, weight, features)
+
+
+def pairwise_loss(triples: Triples, features: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Sum over the triples of softplus(-<f_u, f_i - f_j>), the BPR loss; equation (3).
+
+    Args:
+        triples: T triples over N nodes.
+        features: [N, d] float32 or float64.
+        weight: [T] sample weights in input order, a constant; None for ones.
+
+    Returns:
+        A scalar of the dtype of `features`, accumulated in float64.
+
+    Raises:
+        InputError: A shape or dtype is wrong.
+        NotImplementedError: A derivative with respect to `weight` is asked for.
+    """
+    index, weight = _Comparisons.of_triples(triples), _user_order(triples, weight)
+    return _loss_and_derivatives("pairwise_loss", index, None, weight, features)[0]
+
+
+def pairwise_gradient(
+    triples: Triples, features: Tensor, *, weight: Tensor | None = None
+) -> Tensor:
+    """G, the gradient of `pairwise_loss` by the features; equation (5).
+
+    A function of its own, as `pointwise_gradient` is.
+
+    Args:
+        triples: T triples over N nodes.
+        features: [N, d] float32 or float64.
+        weight: [T] sample weights in input order, a constant; None for ones.
+
+    Returns:
+        [N, d].
+
+    Raises:
+        InputError: A shape or dtype is wrong.
+        NotImplementedError: A derivative with respect to `weight` is asked for.
+    """
+    index, weight = _Comparisons.of_triples(triples), _user_order(triples, weight)
+    return _gradient_of_loss("pairwise_gradient", index, None, weight, features)
 
 
 class ObjectiveFunction:
@@ -220,6 +263,7 @@ class _Pairs(NamedTuple):
     """The interactions as the ops ask for them, by stream and by pair, and the loss on them.
 
     Attributes:
+        family: 0, the place of this class in `_FAMILIES`.
         loss: A value of `Loss`.
         n_nodes: N.
         first_row: Of the stream, as all tensors but the last two.
@@ -231,6 +275,7 @@ class _Pairs(NamedTuple):
         right: [E] node ids of the same dtype.
     """
 
+    family: int
     loss: int
     n_nodes: int
     first_row: int
@@ -257,23 +302,118 @@ class _Pairs(NamedTuple):
     @classmethod
     def of_ends(cls, adjacency: Adjacency, left: Tensor, right: Tensor, loss: Loss | str) -> _Pairs:
         code, n_nodes, s = Loss.parse(loss).value, adjacency.n_nodes, _stream(adjacency)
-        return cls(code, n_nodes, s.first_row, s.rowptr, s.neighbor, s.cuts, s.edge, left, right)
+        return cls(0, code, n_nodes, s.first_row, *s.indices[:3], s.edge, left, right)
 
     @property
-    def indices(self) -> tuple[Tensor, Tensor, Tensor, int]:
-        """The first four arguments of the pointwise products."""
-        return self.rowptr, self.neighbor, self.cuts, self.first_row
+    def name(self) -> str:
+        """What the public functions' names begin with."""
+        return "pointwise"
 
-    def order(self, values: Tensor) -> Tensor:
-        """[E] in interaction order -> [E] in stream order."""
-        return values.index_select(0, self.edge)
+    def derivatives(
+        self, f: Tensor, label: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of each interaction; residual and curvature in the order of the products."""
+        assert label is not None
+        loss, residual, curvature = ops.pointwise_derivatives(
+            self.left, self.right, f, label, weight, self.loss
+        )
+        order = self.edge
+        return loss, residual.index_select(0, order), curvature.index_select(0, order)
+
+    def gradient(self, residual: Tensor, f: Tensor) -> Tensor:
+        """G of equation (5)."""
+        indices = self.rowptr, self.neighbor, self.cuts, self.first_row
+        return ops.pointwise_gradient(*indices, residual, f)
+
+    def product(self, residual: Tensor, curvature: Tensor, f: Tensor, z: Tensor) -> Tensor:
+        """H_F z of equation (6)."""
+        indices = self.rowptr, self.neighbor, self.cuts, self.first_row
+        return ops.pointwise_hvp(*indices, residual, curvature, f, z)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """([E, d], [E, d]): what a score is the inner product of, of rows x."""
+        return x[self.left.long()], x[self.right.long()]
+
+    def spread(self, to_left: Tensor, to_right: Tensor) -> Tensor:
+        """[N, d]: the adjoint of `ends`."""
+        out = to_left.new_zeros((self.n_nodes, to_left.shape[1]))
+        left, right = self.left.long(), self.right.long()
+        return out.index_add(0, left, to_left).index_add(0, right, to_right)
 
 
-# The autograd functions take the fields of _Pairs, of which the first are numbers, and then what
-# each of them names.
-_N_NUMBERS = 3
-_N_PAIRS = len(_Pairs._fields)
-_NO_PAIRS = (None,) * _N_PAIRS
+class _Comparisons(NamedTuple):
+    """The triples of the pairwise loss as the ops ask for them: the same interface as `_Pairs`.
+
+    Attributes:
+        family: 1, the place of this class in `_FAMILIES`.
+        n_nodes: N.
+        rowptr: [N + 1] int64.
+        neighbor: [3T].
+        other: [3T].
+        triple: [2T].
+        user: [T] node ids in user order, which is that of everything here.
+        positive: [T] node ids.
+        negative: [T] node ids.
+    """
+
+    family: int
+    n_nodes: int
+    rowptr: Tensor
+    neighbor: Tensor
+    other: Tensor
+    triple: Tensor
+    user: Tensor
+    positive: Tensor
+    negative: Tensor
+
+    @classmethod
+    def of_triples(cls, triples: Triples) -> _Comparisons:
+        return cls(1, triples.n_nodes, *triples.indices, *triples.nodes())
+
+    @property
+    def name(self) -> str:
+        return "pairwise"
+
+    @property
+    def loss(self) -> int:
+        """The loss on the score, to the label 1."""
+        return Loss.BCE.value
+
+    def derivatives(
+        self, f: Tensor, label: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.pairwise_derivatives(self.user, self.positive, self.negative, f, weight)
+
+    def gradient(self, residual: Tensor, f: Tensor) -> Tensor:
+        indices = self.rowptr, self.neighbor, self.other, self.triple
+        return ops.pairwise_gradient(*indices, residual, f)
+
+    def product(self, residual: Tensor, curvature: Tensor, f: Tensor, z: Tensor) -> Tensor:
+        indices = self.rowptr, self.neighbor, self.other, self.triple
+        return ops.pairwise_hvp(*indices, residual, curvature, f, z)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[self.user.long()], x[self.positive.long()] - x[self.negative.long()]
+
+    def spread(self, to_left: Tensor, to_right: Tensor) -> Tensor:
+        out = to_left.new_zeros((self.n_nodes, to_left.shape[1]))
+        out = out.index_add(0, self.user.long(), to_left)
+        out = out.index_add(0, self.positive.long(), to_right)
+        return out.index_add(0, self.negative.long(), -to_right)
+
+
+_FAMILIES: tuple[type[_Pairs | _Comparisons], ...] = (_Pairs, _Comparisons)
+
+
+def _split(args: Sequence[Any]) -> tuple[_Pairs | _Comparisons, Sequence[Any]]:
+    """The index whose fields the first arguments of an autograd function are, and the others.
+
+    An index passes as its fields, because a node of a compiled graph takes tensors and numbers
+    only; the first of them says which index it is.
+    """
+    family = _FAMILIES[args[0]]
+    n_fields = len(family._fields)
+    return family(*args[:n_fields]), args[n_fields:]
 
 
 def _stream(adjacency: Adjacency) -> Stream:
@@ -291,19 +431,44 @@ def _stream(adjacency: Adjacency) -> Stream:
 
 
 def _loss_and_derivatives(
-    name: str, pairs: _Pairs, label: Tensor, weight: Tensor | None, features: Tensor
+    name: str,
+    index: _Pairs | _Comparisons,
+    label: Tensor | None,
+    weight: Tensor | None,
+    features: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The differentiable loss and, as constants, the r and w that its derivatives are made of."""
-    _check_matrix("features", features, pairs.n_nodes)
+    _check_matrix("features", features, index.n_nodes)
     _check_constants(name, label=label, weight=weight)
     label, weight = _as_dtype(features, label, weight)
-    return cast(tuple[Tensor, Tensor, Tensor], _pointwise_loss(*pairs, features, label, weight))
+    return cast(tuple[Tensor, Tensor, Tensor], _loss_value(*index, features, label, weight))
+
+
+def _gradient_of_loss(
+    name: str,
+    index: _Pairs | _Comparisons,
+    label: Tensor | None,
+    weight: Tensor | None,
+    features: Tensor,
+) -> Tensor:
+    _, *derivatives = _loss_and_derivatives(name, index, label, weight, features)
+    label, weight = _as_dtype(features, label, weight)
+    return cast(Tensor, _loss_gradient(*index, features, label, weight, *derivatives))
 
 
 def _as_dtype(
-    features: Tensor, label: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return label.to(features.dtype), None if weight is None else weight.to(features.dtype)
+    features: Tensor, label: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    label, weight = (None if t is None else t.to(features.dtype) for t in (label, weight))
+    return label, weight
+
+
+def _user_order(triples: Triples, weight: Tensor | None) -> Tensor | None:
+    if weight is None:
+        return None
+    if weight.shape != triples.edge.shape:
+        raise InputError(f"weight: expected shape [{triples.n_triples}], got {list(weight.shape)}")
+    return triples.order(weight)
 
 
 def _check_matrix(name: str, x: Tensor, n_nodes: int) -> None:
@@ -373,6 +538,14 @@ def _save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
+def _save_point(ctx: Any, inputs: tuple[Any, ...], *constants: Tensor) -> None:
+    """Saves an index and what follows it: its numbers in the context, which takes only tensors."""
+    index, _ = _split(inputs)
+    n_numbers = sum(not isinstance(field, Tensor) for field in index)
+    ctx.name, ctx.n_index, ctx.numbers = index.name, len(index), inputs[:n_numbers]
+    _save(ctx, *inputs[n_numbers:], *constants)
+
+
 @contextmanager
 def _inside_jvp(ctx: Any) -> Iterator[list[Any]]:
     """The saved tensors without their tangents, to compute with in a jvp.
@@ -438,105 +611,99 @@ class _Propagate(torch.autograd.Function):
         return y.unflatten(1, x.shape[1:]), 1
 
 
-class _PointwiseLoss(torch.autograd.Function):
-    """Loss, residual and curvature of (*pairs, features, label, weight).
+class _LossValue(torch.autograd.Function):
+    """Loss, residual and curvature of (*index, features, label, weight).
 
     Only the loss is differentiable. Residual and curvature are functions of the features, but are
-    handed on as constants: the derivative of `_PointwiseGradient` already counts their change.
+    handed on as constants: the derivative of `_LossGradient` already counts their change.
     """
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        pairs, (features, label, weight) = _Pairs(*args[:_N_PAIRS]), args[_N_PAIRS:]
-        loss, residual, curvature = ops.pointwise_derivatives(
-            pairs.left, pairs.right, features, label, weight, pairs.loss
-        )
-        value = loss.sum(dtype=torch.float64).to(features.dtype)
-        return value, pairs.order(residual), pairs.order(curvature)
+        index, (features, label, weight) = _split(args)
+        loss, residual, curvature = index.derivatives(features, label, weight)
+        return loss.sum(dtype=torch.float64).to(features.dtype), residual, curvature
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.numbers, tensors = inputs[:_N_NUMBERS], inputs[_N_NUMBERS:]
         _, *derivatives = output
         ctx.mark_non_differentiable(*derivatives)
-        _save(ctx, *tensors, *derivatives)
+        _save_point(ctx, inputs, *derivatives)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_constants: Any) -> tuple[Tensor | None, ...]:
         by_features = None
         if grad is not None:
-            by_features = grad * _pointwise_gradient(*ctx.numbers, *ctx.saved_tensors)
-        return *_NO_PAIRS, by_features, None, None
+            by_features = grad * _loss_gradient(*ctx.numbers, *ctx.saved_tensors)
+        return *(None,) * ctx.n_index, by_features, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
-        features, label, weight = tangents[_N_PAIRS:]
-        _check_no_tangent("pointwise_loss", label=label, weight=weight)
+        features, label, weight = tangents[ctx.n_index :]
+        _check_no_tangent(f"{ctx.name}_loss", label=label, weight=weight)
         if features is None:
             return None, None, None
         with _inside_jvp(ctx) as saved:
-            return (_pointwise_gradient(*ctx.numbers, *saved) * features).sum(), None, None
+            return (_loss_gradient(*ctx.numbers, *saved) * features).sum(), None, None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *args: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-        each = _one_by_one(_pointwise_loss, info, in_dims, args)
+        each = _one_by_one(_loss_value, info, in_dims, args)
         return tuple(torch.stack(part) for part in zip(*each, strict=True)), (0, 0, 0)
 
 
-class _PointwiseGradient(torch.autograd.Function):
-    """G of (*pairs, features, label, weight, residual, curvature).
+class _LossGradient(torch.autograd.Function):
+    """G of (*index, features, label, weight, residual, curvature).
 
-    Residual and curvature are those of `_PointwiseLoss` at the same point.
+    Residual and curvature are those of `_LossValue` at the same point.
     """
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        pairs, (features, _, _, residual, _) = _Pairs(*args[:_N_PAIRS]), args[_N_PAIRS:]
-        return ops.pointwise_gradient(*pairs.indices, residual, features)
+        index, (features, _, _, residual, _) = _split(args)
+        return index.gradient(residual, features)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.numbers, tensors = inputs[:_N_NUMBERS], inputs[_N_NUMBERS:]
-        _save(ctx, *tensors)
+        _save_point(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         by_features = None
         if grad is not None:
-            by_features = _pointwise_product(*ctx.numbers, *ctx.saved_tensors, grad)
-        return *_NO_PAIRS, by_features, None, None, None, None
+            by_features = _loss_product(*ctx.numbers, *ctx.saved_tensors, grad)
+        return *(None,) * ctx.n_index, by_features, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
-        features, label, weight, _, _ = tangents[_N_PAIRS:]
-        _check_no_tangent("pointwise_gradient", label=label, weight=weight)
+        features, label, weight, _, _ = tangents[ctx.n_index :]
+        _check_no_tangent(f"{ctx.name}_gradient", label=label, weight=weight)
         if features is None:
             return None
         with _inside_jvp(ctx) as saved:
-            return cast(Tensor, _pointwise_product(*ctx.numbers, *saved, features))
+            return cast(Tensor, _loss_product(*ctx.numbers, *saved, features))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        return torch.stack(_one_by_one(_pointwise_gradient, info, in_dims, args)), 0
+        return torch.stack(_one_by_one(_loss_gradient, info, in_dims, args)), 0
 
 
-class _PointwiseProduct(torch.autograd.Function):
-    """H_F z, equation (6), of the arguments of `_PointwiseGradient` and z.
+class _LossProduct(torch.autograd.Function):
+    """H_F z, equation (6), of the arguments of `_LossGradient` and z.
 
     Linear and symmetric in z; its derivative by F is `_third`.
     """
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        pairs, (features, _, _, residual, curvature, z) = _Pairs(*args[:_N_PAIRS]), args[_N_PAIRS:]
-        return ops.pointwise_hvp(*pairs.indices, residual, curvature, features, z)
+        index, (features, _, _, residual, curvature, z) = _split(args)
+        return index.product(residual, curvature, features, z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.numbers, tensors = inputs[:_N_NUMBERS], inputs[_N_NUMBERS:]
-        _save(ctx, *tensors)
+        _save_point(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -544,20 +711,20 @@ class _PointwiseProduct(torch.autograd.Function):
         if grad is not None:
             *tensors, z = ctx.saved_tensors
             point = *ctx.numbers, *tensors
-            if ctx.needs_input_grad[_N_PAIRS]:
+            if ctx.needs_input_grad[ctx.n_index]:
                 by_features = _third(point, z, grad)
             if ctx.needs_input_grad[-1]:
-                by_z = _pointwise_product(*point, grad)
-        return *_NO_PAIRS, by_features, None, None, None, None, by_z
+                by_z = _loss_product(*point, grad)
+        return *(None,) * ctx.n_index, by_features, None, None, None, None, by_z
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
-        features, label, weight, _, _, z_tangent = tangents[_N_PAIRS:]
-        _check_no_tangent("pointwise_gradient", label=label, weight=weight)
+        features, label, weight, _, _, z_tangent = tangents[ctx.n_index :]
+        _check_no_tangent(f"{ctx.name}_gradient", label=label, weight=weight)
         with _inside_jvp(ctx) as saved:
             *tensors, z = saved
             point = *ctx.numbers, *tensors
-            by_z = None if z_tangent is None else _pointwise_product(*point, z_tangent)
+            by_z = None if z_tangent is None else _loss_product(*point, z_tangent)
             if features is None:
                 return cast("Tensor | None", by_z)
             by_features = _third(point, z, features)
@@ -565,13 +732,13 @@ class _PointwiseProduct(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        return torch.stack(_one_by_one(_pointwise_product, info, in_dims, args)), 0
+        return torch.stack(_one_by_one(_loss_product, info, in_dims, args)), 0
 
 
 _propagate = _graph_node(_Propagate)
-_pointwise_loss = _graph_node(_PointwiseLoss)
-_pointwise_gradient = _graph_node(_PointwiseGradient)
-_pointwise_product = _graph_node(_PointwiseProduct)
+_loss_value = _graph_node(_LossValue)
+_loss_gradient = _graph_node(_LossGradient)
+_loss_product = _graph_node(_LossProduct)
 
 
 def _third(point: Sequence[Any], z: Tensor, g: Tensor) -> Tensor:
@@ -580,25 +747,17 @@ def _third(point: Sequence[Any], z: Tensor, g: Tensor) -> Tensor:
     In plain torch operations, which can be differentiated further. With delta as in equation (6)
     and w' the third derivative of the loss by the score, an interaction adds to its user's row
     (w' delta_z delta_g + w (<z_u, g_i> + <z_i, g_u>)) f_i + w delta_g z_i + w delta_z g_i, and to
-    its item's likewise.
+    its item's likewise; where a triple is compared, the item is the positive less the negative.
 
     Args:
-        point: The arguments of `_PointwiseGradient`.
+        point: The arguments of `_LossGradient`.
         z: [N, d].
         g: [N, d].
     """
-    pairs, (f, _, weight, _, _) = _Pairs(*point[:_N_PAIRS]), point[_N_PAIRS:]
-    left, right = pairs.left.long(), pairs.right.long()
-
-    def delta(a: Tensor, b: Tensor) -> Tensor:
-        return (a[left] * b[right]).sum(1) + (a[right] * b[left]).sum(1)
-
-    def spread(value: Tensor, x: Tensor) -> Tensor:
-        to_left, to_right = value[:, None] * x[right], value[:, None] * x[left]
-        return torch.zeros_like(x).index_add(0, left, to_left).index_add(0, right, to_right)
-
-    score = (f[left] * f[right]).sum(1)
-    if pairs.loss == Loss.BCE.value:
+    index, (f, _, weight, _, _) = _split(point)
+    (f_left, f_right), (z_left, z_right), (g_left, g_right) = map(index.ends, (f, z, g))
+    score = (f_left * f_right).sum(1)
+    if index.loss == Loss.BCE.value:
         sigma, co_sigma = torch.sigmoid(score), torch.sigmoid(-score)
         curvature = sigma * co_sigma
         third = curvature * (co_sigma - sigma)
@@ -606,6 +765,12 @@ def _third(point: Sequence[Any], z: Tensor, g: Tensor) -> Tensor:
         curvature, third = torch.ones_like(score), torch.zeros_like(score)
     if weight is not None:
         curvature, third = weight * curvature, weight * third
-    delta_z, delta_g = delta(f, z), delta(f, g)
-    along_f = spread(third * delta_z * delta_g + curvature * delta(z, g), f)
-    return along_f + spread(curvature * delta_g, z) + spread(curvature * delta_z, g)
+    delta_z = (f_left * z_right + f_right * z_left).sum(1)
+    delta_g = (f_left * g_right + f_right * g_left).sum(1)
+    mixed = (z_left * g_right + z_right * g_left).sum(1)
+    along_f = (third * delta_z * delta_g + curvature * mixed)[:, None]
+    along_z, along_g = (curvature * delta_g)[:, None], (curvature * delta_z)[:, None]
+    return index.spread(
+        along_f * f_right + along_z * z_right + along_g * g_right,
+        along_f * f_left + along_z * z_left + along_g * g_left,
+    )

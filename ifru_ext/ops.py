@@ -3,7 +3,8 @@
 Notation: N nodes (users first, then items), E interactions, d features. Indices come from
 `ifru_ext.adjacency`: an `Adjacency` lists every interaction twice, in its user's row and in its
 item's (`propagate`); its `Stream` lists each once, in the order of one pass (pointwise products);
-an `AdjacencySlice` holds some rows (restricted products). Ids are int32 or int64, positions int64.
+an `AdjacencySlice` holds some rows (restricted products). T triples of the pairwise loss come from
+`ifru_ext.triples`. Ids are int32 or int64, positions int64.
 Values are float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call
 `contiguous()`). Where an op takes `out`, the result is written there, which must be contiguous and
 share no memory with what is read: a large new tensor costs as much as filling it. Every op is
@@ -32,6 +33,10 @@ __all__ = [
     "dot",
     "ggn_blocks",
     "ggn_diagonal",
+    "pairwise_derivatives",
+    "pairwise_ggn",
+    "pairwise_gradient",
+    "pairwise_hvp",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
@@ -399,6 +404,117 @@ def ggn_blocks(
     )
 
 
+def pairwise_derivatives(
+    user: Tensor, positive: Tensor, negative: Tensor, f: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, first and second derivative by s = <f_user, f_positive - f_negative>; equation (3).
+
+    Args:
+        user: [T] node ids; this and the next two are `ifru_ext.triples.Triples.nodes()`.
+        positive: [T] node ids, of the same dtype.
+        negative: [T] node ids, of the same dtype.
+        f: [N, d].
+        weight: [T] sample weights, or None for ones.
+
+    Returns:
+        Loss softplus(-s), residual r = dl/ds and curvature w = d2l/ds2, each [T] and times the
+        weight.
+    """
+    return cast(
+        tuple[Tensor, Tensor, Tensor],
+        _call(_ops.pairwise_derivatives.default, user, positive, negative, f, weight),
+    )
+
+
+def pairwise_gradient(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """G_n = sum over n's entries of r (f_neighbor - f_other), plus ridge_n f_n; equation (5).
+
+    Args:
+        rowptr: [N + 1] int64; this and the next three are `ifru_ext.triples.Triples.indices`.
+        neighbor: [3T] node ids or -1.
+        other: [3T] node ids or -1.
+        triple: [2T] the triple of each of the items' entries.
+        residual: [T] in user order.
+        f: [N, d].
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    return cast(
+        Tensor,
+        _call(_ops.pairwise_gradient.default, rowptr, neighbor, other, triple, residual, f, ridge),
+    )
+
+
+def pairwise_hvp(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Hessian-vector product H_F z + diag(ridge) z of the pairwise loss; equations (3) and (6).
+
+    Args:
+        rowptr: [N + 1] int64; this and the next three are `ifru_ext.triples.Triples.indices`.
+        neighbor: [3T] node ids or -1.
+        other: [3T] node ids or -1.
+        triple: [2T] the triple of each of the items' entries.
+        residual: [T] in user order.
+        curvature: [T] in user order.
+        f: [N, d].
+        z: [N, d], the vector (for LightGCN: propagated).
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    values = residual, curvature, f, z, ridge
+    return cast(Tensor, _call(_ops.pairwise_hvp.default, rowptr, neighbor, other, triple, *values))
+
+
+def pairwise_ggn(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Gauss-Newton product: `pairwise_hvp` without the residual terms; positive semidefinite.
+
+    Args:
+        rowptr: [N + 1] int64; this and the next three are `ifru_ext.triples.Triples.indices`.
+        neighbor: [3T] node ids or -1.
+        other: [3T] node ids or -1.
+        triple: [2T] the triple of each of the items' entries.
+        curvature: [T] in user order.
+        f: [N, d].
+        z: [N, d], the vector (for LightGCN: propagated).
+        ridge: [N].
+
+    Returns:
+        [N, d].
+    """
+    values = curvature, f, z, ridge
+    return cast(Tensor, _call(_ops.pairwise_ggn.default, rowptr, neighbor, other, triple, *values))
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y>, accumulated in float64.
 
@@ -586,6 +702,59 @@ def _(
     ridge: Tensor | None = None,
 ) -> Tensor:
     return f.new_empty((rowptr.shape[0] - 1, f.shape[1], f.shape[1]))
+
+
+@torch.library.register_fake("ifru_ext::pairwise_derivatives")
+def _(
+    user: Tensor, positive: Tensor, negative: Tensor, f: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch._check(user.dim() == 1, lambda: "pairwise_derivatives: user: expected one dimension")
+    return f.new_empty(user.shape), f.new_empty(user.shape), f.new_empty(user.shape)
+
+
+@torch.library.register_fake("ifru_ext::pairwise_gradient")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("pairwise_gradient", rowptr, f)
+    return torch.empty_like(f)
+
+
+@torch.library.register_fake("ifru_ext::pairwise_hvp")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("pairwise_hvp", rowptr, z)
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("ifru_ext::pairwise_ggn")
+def _(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    _check_rows("pairwise_ggn", rowptr, z)
+    return torch.empty_like(z)
 
 
 @torch.library.register_fake("ifru_ext::dot")

@@ -17,6 +17,10 @@ __all__ = [
     "dot",
     "ggn_blocks",
     "ggn_diagonal",
+    "pairwise_derivatives",
+    "pairwise_ggn",
+    "pairwise_gradient",
+    "pairwise_hvp",
     "pointwise_derivatives",
     "pointwise_ggn",
     "pointwise_gradient",
@@ -253,6 +257,75 @@ def _entry_vectors(neighbor: Tensor, other: Tensor | None, f: Tensor) -> Tensor:
     """[entries, d]: f_neighbor - f_other."""
     v = _within(neighbor, f)
     return v if other is None else v - _within(other, f)
+
+
+def pairwise_derivatives(
+    user: Tensor, positive: Tensor, negative: Tensor, f: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (3)."""
+    score = (f[user.long()] * (f[positive.long()] - f[negative.long()])).sum(1)
+    miss = torch.sigmoid(-score)
+    c = torch.ones_like(score) if weight is None else weight
+    return -c * logsigmoid(score), -c * miss, c * torch.sigmoid(score) * miss
+
+
+def pairwise_gradient(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    f: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (5) for (3), without the propagation."""
+    terms = _by_entry(triple, residual) * _differences(neighbor, other, f)
+    return _plus_ridge(_sum_rows(rowptr, terms), ridge, f)
+
+
+def pairwise_hvp(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    residual: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (6) for (3), without the propagation."""
+    gauss_newton = pairwise_ggn(rowptr, neighbor, other, triple, curvature, f, z, ridge)
+    return gauss_newton + pairwise_gradient(rowptr, neighbor, other, triple, residual, z)
+
+
+def pairwise_ggn(
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor,
+    triple: Tensor,
+    curvature: Tensor,
+    f: Tensor,
+    z: Tensor,
+    ridge: Tensor | None = None,
+) -> Tensor:
+    """Equation (6) for (3), without the residual terms."""
+    n = curvature.shape[0]  # the users' entries
+    user = _owner(rowptr)[:n]
+    v, y = _differences(neighbor, other, f), _differences(neighbor, other, z)
+    delta = (z[user] * v[:n]).sum(1) + (f[user] * y[:n]).sum(1)
+    return _plus_ridge(_sum_rows(rowptr, _by_entry(triple, curvature * delta) * v), ridge, z)
+
+
+def _differences(neighbor: Tensor, other: Tensor, x: Tensor) -> Tensor:
+    """[entries, d]: x_neighbor - x_other, where x_{-1} = 0."""
+    with_zero = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return with_zero[neighbor.long()] - with_zero[other.long()]
+
+
+def _by_entry(triple: Tensor, values: Tensor) -> Tensor:
+    """[T] -> [3T, 1]: of the triple that each entry is of."""
+    return torch.cat([values, values[triple.long()]])[:, None]
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ifru_ext.adjacency import Adjacency
+from ifru_ext.triples import Triples
 
-__all__ = ["GRAPHS", "make_pairs"]
+__all__ = ["GRAPHS", "make_adjacency", "make_pairs", "make_triples"]
 
 # Name -> (n_users, n_items); the pairs are drawn by make_pairs.
 GRAPHS = ("empty", "one_edge", "isolated", "duplicates", "hub", "power_law")
@@ -44,3 +45,19 @@ def make_adjacency(name: str, index: torch.dtype = torch.int32) -> Adjacency:
     """The adjacency of make_pairs with ids of one dtype."""
     a = Adjacency.from_pairs(*make_pairs(name))
     return Adjacency(a.rowptr, a.neighbor.to(index), a.edge.to(index), a.n_users, a.n_items)
+
+
+def make_triples(adjacency: Adjacency) -> Triples:
+    """The interactions of an adjacency, each with a drawn negative, at times the positive itself.
+
+    They come in an order that is not by user, with ids of the adjacency's dtype.
+    """
+    a, n = adjacency, adjacency.n_interactions
+    g = torch.Generator().manual_seed(8)
+    owner = torch.repeat_interleave(torch.arange(a.n_nodes), a.rowptr.diff())
+    order = torch.randperm(n, generator=g)
+    user, positive = owner[:n][order], a.neighbor[:n].long()[order] - a.n_users
+    negative = torch.randint(0, a.n_items, (n,), generator=g)
+    t = Triples.from_triples(user, positive, negative, a.n_users, a.n_items)
+    ids = (part.to(a.neighbor.dtype) for part in (t.neighbor, t.other, t.triple, t.edge))
+    return Triples(t.rowptr, *ids, t.n_users, t.n_items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import make_adjacency
+from graphs import make_adjacency, make_triples
 from problems import autograd_objective, make_problem
 from torch import func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -47,6 +47,18 @@ def pointwise_case(name, graph, loss, weighted):
     return lambda f: getattr(functional, name)(a, label, f, **options), twin, a.n_nodes
 
 
+def pairwise_case(name, graph, weighted):
+    t = make_triples(make_adjacency(graph))
+    weight = uniform(t.n_triples, 2) if weighted else None
+    ordered = t.order(weight) if weighted else None
+
+    def twin_loss(f):
+        return reference.pairwise_derivatives(*t.nodes(), f, ordered)[0].sum()
+
+    twin = twin_loss if name == "pairwise_loss" else func.grad(twin_loss)
+    return lambda f: getattr(functional, name)(t, f, weight=weight), twin, t.n_nodes
+
+
 def propagate_case(graph):
     a = make_adjacency(graph)
     degree = a.degrees().double()
@@ -74,6 +86,8 @@ FUNCTIONS = {
     "loss mse": lambda graph: pointwise_case("pointwise_loss", graph, "mse", False),
     "gradient bce": lambda graph: pointwise_case("pointwise_gradient", graph, "bce", False),
     "gradient mse": lambda graph: pointwise_case("pointwise_gradient", graph, "mse", True),
+    "loss bpr": lambda graph: pairwise_case("pairwise_loss", graph, True),
+    "gradient bpr": lambda graph: pairwise_case("pairwise_gradient", graph, False),
     "objective mf": lambda graph: objective_case(graph, "mf", loss="mse", reduction="mean"),
     "objective lightgcn": lambda graph: objective_case(graph, "lightgcn", weighted=True),
 }
@@ -249,19 +263,23 @@ class Recorder(TorchDispatchMode):
         return super().__enter__()
 
 
-def test_double_backward_is_one_fused_product():
+@pytest.mark.parametrize("family", ["pointwise", "pairwise"])
+def test_double_backward_is_one_fused_product(family):
     a = make_adjacency("isolated")
     f = normal((a.n_nodes, DIM), 0).requires_grad_()
     with Recorder() as first:
-        value = functional.pointwise_loss(a, uniform(a.n_interactions, 1), f)
+        if family == "pointwise":
+            value = functional.pointwise_loss(a, uniform(a.n_interactions, 1), f)
+        else:
+            value = functional.pairwise_loss(make_triples(a), f)
         (gradient,) = torch.autograd.grad(value, f, create_graph=True)
     with Recorder() as second:
         (product,) = torch.autograd.grad(gradient, f, torch.ones_like(f))
     assert [n for n in first.names if n.startswith("ifru_ext")] == [
-        "ifru_ext.pointwise_derivatives",
-        "ifru_ext.pointwise_gradient",
+        f"ifru_ext.{family}_derivatives",
+        f"ifru_ext.{family}_gradient",
     ]
-    assert [n for n in second.names if n.startswith("ifru_ext")] == ["ifru_ext.pointwise_hvp"]
+    assert [n for n in second.names if n.startswith("ifru_ext")] == [f"ifru_ext.{family}_hvp"]
     # Nothing is gathered or scattered per interaction.
     assert not [n for n in second.names if "index" in n]
     assert not product.requires_grad
@@ -321,6 +339,9 @@ def constant_call(function, name):
     values = {"label": uniform(a.n_interactions, 1), "weight": uniform(a.n_interactions, 2)}
     if function == "propagate":
         return lambda alpha: functional.propagate(BipartiteGraph(a), f, alpha), ALPHA
+    if function.startswith("pairwise"):
+        t = make_triples(a)
+        return lambda c: getattr(functional, function)(t, f, weight=c), values[name]
 
     def call(value):
         constants = {**values, name: value}
@@ -335,6 +356,8 @@ CONSTANTS = [
     ("pointwise_loss", "weight"),
     ("pointwise_gradient", "label"),
     ("pointwise_gradient", "weight"),
+    ("pairwise_loss", "weight"),
+    ("pairwise_gradient", "weight"),
 ]
 
 
@@ -356,14 +379,16 @@ def test_derivative_by_a_constant_is_refused(function, name):
         assert torch.equal(call(value.clone().requires_grad_()), call(value))
 
 
-@pytest.mark.parametrize("name", ["label", "weight"])
-def test_mixed_derivative_by_a_constant_is_refused(name):
+@pytest.mark.parametrize("call", ["label", "weight", "weight of a triple"])
+def test_mixed_derivative_by_a_constant_is_refused(call):
     a = make_adjacency("isolated")
     f, c = normal((a.n_nodes, DIM), 0), uniform(a.n_interactions, 1)
+    name, t = call.split()[0], make_triples(a)
     call = {
         "label": lambda f, c: functional.pointwise_loss(a, c, f),
         "weight": lambda f, c: functional.pointwise_loss(a, torch.ones_like(c), f, weight=c),
-    }[name]
+        "weight of a triple": lambda f, c: functional.pairwise_loss(t, f, weight=c),
+    }[call]
     ones = torch.ones_like(f), torch.ones_like(c)
 
     def both(f, c):
@@ -387,7 +412,7 @@ def test_constants_can_be_batched(function, name):
 def test_bad_arguments_give_one_sentence():
     model, data, objective = make_problem("isolated", dim=DIM)
     a, graph = data.adjacency, BipartiteGraph.from_interactions(data)
-    f, label = model.embedding, data.label
+    f, label, t = model.embedding, data.label, make_triples(a)
     tries = [
         (lambda: functional.propagate(graph, f[1:], ALPHA), r"x: expected shape \[27, any\], got"),
         (lambda: functional.propagate(graph, f.half(), ALPHA), "Half"),
@@ -400,6 +425,11 @@ def test_bad_arguments_give_one_sentence():
         (
             lambda: functional.pointwise_gradient(a, label, f, weight=label[1:]),
             r"weight: expected shape \[60\]",
+        ),
+        (lambda: functional.pairwise_loss(t, f[0]), r"features: expected shape \[27, any\]"),
+        (
+            lambda: functional.pairwise_gradient(t, f, weight=label[1:]),
+            r"weight: expected shape \[60\], got \[59\]",
         ),
         (lambda: functional.pointwise_loss(a, label, f, loss="bpr"), "loss: expected one of"),
         (
@@ -441,7 +471,14 @@ def compiled(f, backend="aot_eager", **options):
     return torch.compile(f, backend=backend, fullgraph=True, **options)
 
 
-COMPILED_FUNCTIONS = ("propagate", "loss bce", "gradient mse", "objective lightgcn")
+COMPILED_FUNCTIONS = (
+    "propagate",
+    "loss bce",
+    "gradient mse",
+    "loss bpr",
+    "gradient bpr",
+    "objective lightgcn",
+)
 
 
 @pytest.mark.parametrize("function", COMPILED_FUNCTIONS)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from graphs import GRAPHS, make_adjacency, make_pairs
+from graphs import GRAPHS, make_adjacency, make_pairs, make_triples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +47,16 @@ def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
         label = torch.rand(edges, generator=g).to(dtype)
         weight = torch.rand(edges, generator=g).to(dtype)
         return left.clone(), right.clone(), f / dim**0.5, label, weight, 0
+    if name == "pairwise_derivatives":
+        weight = torch.rand(edges, generator=g).to(dtype)
+        return *(ids.clone() for ids in make_triples(a).nodes()), f / dim**0.5, weight
+    if name.startswith("pairwise"):
+        indices = make_triples(a).indices
+        residual, curvature = normal(edges), normal(edges)
+        if name == "pairwise_gradient":
+            return *indices, residual, f, ridge
+        values = (curvature,) if name == "pairwise_ggn" else (residual, curvature)
+        return *indices, *values, f, z, ridge
     if name.startswith("restricted"):
         rows = torch.arange(0, n, 3)
         part = a.slice(rows)
@@ -122,7 +132,14 @@ def test_opcheck(name, n_optional):
 
 
 STREAMED = ("pointwise_gradient", "pointwise_hvp", "pointwise_ggn")
-SYMMETRIC = {"propagate": 3, "propagate_stream": 5, "pointwise_hvp": 7, "pointwise_ggn": 6}
+SYMMETRIC = {
+    "propagate": 3,
+    "propagate_stream": 5,
+    "pointwise_hvp": 7,
+    "pointwise_ggn": 6,
+    "pairwise_hvp": 7,
+    "pairwise_ggn": 6,
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -170,15 +187,16 @@ def test_products_are_symmetric(name, place, graph):
     torch.testing.assert_close((apply(x) * y).sum(), (x * apply(y)).sum(), rtol=1e-12, atol=1e-12)
 
 
-def test_gauss_newton_is_positive_semidefinite():
+@pytest.mark.parametrize("name", ["pointwise_ggn", "pairwise_ggn"])
+def test_gauss_newton_is_positive_semidefinite(name):
     adjacency = make_adjacency("power_law")
-    args = list(op_arguments("pointwise_ggn", adjacency, 8, torch.float64))
+    args = list(op_arguments(name, adjacency, 8, torch.float64))
     args[4] = args[4].abs()
     args[7] = None
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         args[6] = torch.randn(args[5].shape, generator=g, dtype=torch.float64)
-        assert float((args[6] * ops.pointwise_ggn(*args)).sum()) >= 0
+        assert float((args[6] * getattr(ops, name)(*args)).sum()) >= 0
 
 
 @pytest.mark.parametrize("score", [0.0, 1e-8, 3.0, -3.0, 30.0, -30.0, 80.0, -80.0])
@@ -309,6 +327,56 @@ def broken(name, position, value):
         ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
         ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
         ("pointwise_derivatives", 5, lambda x: 2, "loss: expected 0 (bce) or 1 (mse), got 2"),
+        (
+            "pairwise_derivatives",
+            2,
+            lambda x: x + 100,
+            "user, positive and negative: expected",
+        ),
+        (
+            "pairwise_derivatives",
+            0,
+            lambda x: x - 100,
+            "user, positive and negative: expected",
+        ),
+        ("pairwise_derivatives", 1, lambda x: x.long(), "positive: expected the dtype of user"),
+        ("pairwise_derivatives", 4, lambda x: x[1:], "weight: expected shape [60], got [59]"),
+        ("pairwise_gradient", 0, lambda x: x[1:], "rowptr: expected shape [28], got [27]"),
+        (
+            "pairwise_gradient",
+            0,
+            lambda x: x // 7 * 7,
+            "rowptr: expected a non-decreasing sequence",
+        ),
+        (
+            "pairwise_gradient",
+            0,
+            lambda x: x.clamp(max=1).mul(180),
+            "users' rows to end at entry 60",
+        ),
+        ("pairwise_gradient", 1, lambda x: x[1:], "neighbor: expected shape [180], got [179]"),
+        ("pairwise_gradient", 2, lambda x: x[1:], "other: expected shape [180], got [179]"),
+        ("pairwise_gradient", 3, lambda x: x[1:], "triple: expected shape [120], got [119]"),
+        (
+            "pairwise_gradient",
+            3,
+            lambda x: x.long(),
+            "triple: expected the dtype of neighbor",
+        ),
+        ("pairwise_gradient", 4, lambda x: x.double(), "residual: expected the dtype of f (Float)"),
+        ("pairwise_gradient", 2, lambda x: 0 * x - 1, "in [0, 27) in the users' rows, found one"),
+        ("pairwise_hvp", 1, lambda x: x + 100, "node ids in [0, 27) in the users' rows, found one"),
+        (
+            "pairwise_hvp",
+            2,
+            lambda x: x.abs(),
+            "beside -1 and a triple below 60 in the items'",
+        ),
+        ("pairwise_hvp", 3, lambda x: x + 1, "beside -1 and a triple below 60 in the items'"),
+        ("pairwise_hvp", 5, lambda x: x[1:], "curvature: expected shape [60], got [59]"),
+        ("pairwise_ggn", 3, lambda x: x - 1, "beside -1 and a triple below 60 in the items'"),
+        ("pairwise_ggn", 6, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
+        ("pairwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
     ],
 )
 def test_bad_arguments_give_one_sentence(name, position, value, text):

@@ -22,12 +22,13 @@ inline bool fits_int32(int64_t n_nodes, int64_t n_interactions) {
   return n_nodes <= kMax && n_interactions <= kMax;
 }
 
-inline void check_ids(const char* name, const int64_t* ids, int64_t n, int64_t limit) {
+inline void check_ids(const char* function, const char* name, const int64_t* ids, int64_t n,
+                      int64_t limit) {
   for (int64_t e = 0; e < n; ++e) {
     if (ids[e] < 0 || ids[e] >= limit) {
-      throw std::invalid_argument("bipartite_adjacency: expected " + std::string(name) +
-                                  " ids in [0, " + std::to_string(limit) + "), got " +
-                                  std::to_string(ids[e]) + " in row " + std::to_string(e));
+      throw std::invalid_argument(std::string(function) + ": expected " + name + " ids in [0, " +
+                                  std::to_string(limit) + "), got " + std::to_string(ids[e]) +
+                                  " in row " + std::to_string(e));
     }
   }
 }
@@ -37,8 +38,8 @@ inline void check_ids(const char* name, const int64_t* ids, int64_t n, int64_t l
 // their order (for determinism).
 template <class I>
 void build_adjacency(const EdgeList& edges, int64_t* rowptr, I* neighbor, I* edge) {
-  check_ids("user", edges.user, edges.n_interactions, edges.n_users);
-  check_ids("item", edges.item, edges.n_interactions, edges.n_items);
+  check_ids("bipartite_adjacency", "user", edges.user, edges.n_interactions, edges.n_users);
+  check_ids("bipartite_adjacency", "item", edges.item, edges.n_interactions, edges.n_items);
   const int64_t n_nodes = edges.n_users + edges.n_items;
   const int64_t n = edges.n_interactions;
 

@@ -14,6 +14,7 @@
 #include "build_info.h"
 #include "neighborhood.h"
 #include "stream.h"
+#include "triples.h"
 
 namespace py = pybind11;
 
@@ -133,6 +134,45 @@ py::tuple stream_order(const Exact<int64_t>& rowptr, const Exact<I>& neighbor, c
                         to_numpy(cuts));
 }
 
+template <class I>
+py::tuple build_triples(const ifru::host::TripleList& list) {
+  py::array_t<int64_t> rowptr(list.n_users + list.n_items + 1);
+  py::array_t<I> neighbor(3 * list.n_triples);
+  py::array_t<I> other(3 * list.n_triples);
+  py::array_t<I> triple(2 * list.n_triples);
+  py::array_t<I> edge(list.n_triples);
+  int64_t* rowptr_data = rowptr.mutable_data();
+  I* neighbor_data = neighbor.mutable_data();
+  I* other_data = other.mutable_data();
+  I* triple_data = triple.mutable_data();
+  I* edge_data = edge.mutable_data();
+  {
+    py::gil_scoped_release release;
+    ifru::host::build_triples<I>(list, rowptr_data, neighbor_data, other_data, triple_data,
+                                 edge_data);
+  }
+  return py::make_tuple(rowptr, neighbor, other, triple, edge);
+}
+
+py::tuple triples(const Ids& user, const Ids& positive, const Ids& negative, int64_t n_users,
+                  int64_t n_items) {
+  for (const Ids* ids : {&user, &positive, &negative}) {
+    if (ids->ndim() != 1 || ids->shape(0) != user.shape(0)) {
+      throw py::value_error("triples: expected user, positive and negative of one shape [n], got " +
+                            std::to_string(user.size()) + ", " + std::to_string(positive.size()) +
+                            " and " + std::to_string(negative.size()) + " ids");
+    }
+  }
+  if (n_users < 0 || n_items < 0) {
+    throw py::value_error("triples: expected n_users, n_items >= 0, got " +
+                          std::to_string(n_users) + " and " + std::to_string(n_items));
+  }
+  const ifru::host::TripleList list{user.data(),   positive.data(), negative.data(),
+                                    user.shape(0), n_users,         n_items};
+  return ifru::host::fits_int32(n_users + n_items, list.n_triples) ? build_triples<int32_t>(list)
+                                                                   : build_triples<int64_t>(list);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = IFRU_VERSION;
@@ -174,6 +214,11 @@ PYBIND11_MODULE(_host, m) {
         "each row; edge holds the interaction's row. int32 where every value fits, else int64.");
   define_neighborhood<int32_t>(m);
   define_neighborhood<int64_t>(m);
+  m.def(
+      "triples", &triples, py::arg("user"), py::arg("positive"), py::arg("negative"),
+      py::arg("n_users"), py::arg("n_items"),
+      "(rowptr [N + 1] int64, neighbor [3T], other [3T], triple [2T], edge [T]): triples by node, "
+      "see ifru_ext.triples. int32 where every value fits, else int64.");
   m.def("build_info", &build_info, "What was built, with what, and why CUDA is or is not in it.");
   m.def(
       "isa", [] { return std::string(ifru::cpu::isa_name(ifru::cpu::select_isa())); },

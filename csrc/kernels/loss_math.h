@@ -47,6 +47,12 @@ IFRU_HD LossDerivatives<T> binary_cross_entropy(T score, T label) {
           larger * smaller};
 }
 
+// Equation (3), softplus(-s) of the score's margin s: the positive item ranks first, label 1.
+template <class T>
+IFRU_HD LossDerivatives<T> pairwise_loss(T margin) {
+  return binary_cross_entropy(margin, T(1));
+}
+
 template <class T>
 IFRU_HD LossDerivatives<T> squared_error(T score, T label) {
   const T residual = score - label;

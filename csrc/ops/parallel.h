@@ -10,13 +10,14 @@
 
 namespace ifru::ops {
 
-// First row at which at least `work` has been passed; a row costs one plus its entries.
+// First row at which at least `work` has been passed; a row costs one plus its entries. The rows
+// may be a part of an index: what stands before them is not counted.
 inline int64_t row_at_work(const int64_t* rowptr, int64_t n_rows, int64_t work) {
   int64_t low = 0;
   int64_t high = n_rows;
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
-    if (rowptr[middle] + middle < work) {
+    if (rowptr[middle] - rowptr[0] + middle < work) {
       low = middle + 1;
     } else {
       high = middle;
@@ -30,7 +31,7 @@ inline int64_t row_at_work(const int64_t* rowptr, int64_t n_rows, int64_t work) 
 template <class Run>
 bool parallel_rows(const int64_t* rowptr, int64_t n_rows, const Run& run) {
   constexpr int64_t kPiece = 2048;  // entries: about 50 us at d = 64, a hundred times a fork
-  const int64_t total = rowptr[n_rows] + n_rows;
+  const int64_t total = rowptr[n_rows] - rowptr[0] + n_rows;
   const int64_t n_pieces = total / kPiece + 1;
   std::atomic<bool> ok{true};
   torch::stable::parallel_for(0, n_pieces, 1, [&](int64_t begin, int64_t end) {

@@ -19,6 +19,7 @@ inline void check(bool ok, const char* what, const char* file, int line) {
 
 void test_adjacency();
 void test_kernels();
+void test_pairwise();
 
 }  // namespace ifru::test
 

@@ -2,15 +2,12 @@
 #include <cstdint>
 #include <limits>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "../host/adjacency.h"
 #include "../host/neighborhood.h"
 #include "../host/stream.h"
-#include "../kernels/cpu/isa.h"
-#include "../kernels/cpu/kernels.h"
-#include "check.h"
+#include "kernel_test.h"
 
 namespace ifru::test {
 namespace {
@@ -86,25 +83,6 @@ bool run_blocks(const cpu::PassKernels<Args>& kernels, const Args& a) {
     kernels.finish(a, first, last);
   }
   return ok;
-}
-
-template <class T>
-std::vector<T> random_values(int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(n);
-  for (T& value : values) value = static_cast<T>(normal(random));
-  return values;
-}
-
-template <class T>
-void check_close(const std::vector<T>& got, const std::vector<double>& expected,
-                 double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-12) {
-  double worst = 0;
-  for (size_t k = 0; k < got.size(); ++k) {
-    worst = std::fmax(worst, std::fabs(got[k] - expected[k]) / (1 + std::fabs(expected[k])));
-  }
-  CHECK(worst <= tolerance);
 }
 
 template <class T, class I>
@@ -556,14 +534,6 @@ void check_table(const cpu::KernelTable& table) {
 
 }  // namespace
 
-void test_kernels() {
-  const std::string supported = cpu::supported_isas();
-  check_table(cpu::kBaselineTable);
-#if defined(IFRU_X86_ISA_UNITS)
-  if (supported.find("avx2") != std::string::npos) check_table(cpu::kAvx2Table);
-  if (supported.find("avx512") != std::string::npos) check_table(cpu::kAvx512Table);
-#endif
-  std::printf("instruction sets tested: %s\n", supported.c_str());
-}
+void test_kernels() { for_each_table(check_table); }
 
 }  // namespace ifru::test

@@ -140,6 +140,51 @@ struct DerivativeArgs {
   Loss loss;
 };
 
+// Triples (user, positive item, negative item) by node, the users' rows first. A user's row holds
+// its triples as entries (neighbor = positive, other = negative); an item's row holds (user, -1)
+// for each triple in which it is the positive, (-1, user) where it is the negative. So every entry
+// stands for v = f_neighbor - f_other with f_{-1} = 0, and entry t < T is triple t.
+template <class I>
+struct Triples {
+  const int64_t* rowptr;  // [N + 1], non-decreasing, with a boundary at T, checked by the caller
+  const I* neighbor;      // [3T] node ids or -1, checked by the kernels
+  const I* other;         // [3T] node ids or -1, checked by the kernels
+  const I* triple;        // [2T] the triple of each entry from T on, checked by the kernels
+  int64_t n_triples;
+  int64_t n_nodes;
+};
+
+// Equation (3): delta_t = <z_u, f_i - f_j> + <f_u, z_i - z_j>, c_t = curvature_t delta_t (for the
+// gradient c_t = residual_t and no z), and for each entry of a row, with v of f and y of z:
+// out_n = sum (c_t v + residual_t y) + ridge_n z_n.
+template <class T, class I>
+struct PairwiseArgs {
+  Triples<I> triples;
+  const T* residual;   // [T]; not read by the Gauss-Newton product
+  const T* curvature;  // [T]; not read by the gradient
+  const T* f;          // [N, d]
+  const T* z;          // [N, d]; f itself for the gradient, where the ridge alone multiplies it
+  const T* ridge;      // [N] or null
+  T* change;           // [T] c, which the users' rows leave to the items'; not for the gradient
+  T* out;              // [N, d]
+  int64_t d;
+};
+
+// Equation (3) for the triples (user_t, positive_t, negative_t).
+template <class T, class I>
+struct PairwiseDerivativeArgs {
+  const I* user;      // [T] node ids, checked by the kernel
+  const I* positive;  // [T]
+  const I* negative;  // [T]
+  const T* f;         // [N, d]
+  const T* weight;    // [T] or null
+  T* value;           // [T]
+  T* residual;        // [T]
+  T* curvature;       // [T]
+  int64_t n_nodes;
+  int64_t d;
+};
+
 // One update of conjugate gradients: x += alpha p, r -= alpha ap.
 template <class T>
 struct CgUpdateArgs {
@@ -186,6 +231,16 @@ struct ProductKernels {
   PassKernels<StreamArgs<S, T, I>> gauss_newton;
 };
 
+template <class T, class I>
+using PairwiseFn = bool(const PairwiseArgs<T, I>&, int64_t begin, int64_t end);
+
+// The users' rows, all of them before the first of the items' rows.
+template <class T, class I>
+struct PairwiseKernels {
+  PairwiseFn<T, I>* users;
+  PairwiseFn<T, I>* items;
+};
+
 // Each function works on rows (or interactions) [begin, end) and returns false when it met a node
 // id outside [0, N); what it wrote is then not to be used.
 template <class T, class I>
@@ -200,6 +255,10 @@ struct Kernels {
   bool (*diagonal)(const DiagonalArgs<T, I>&, int64_t begin, int64_t end);
   // `scratch` holds d (d + kBlockEntries) numbers.
   bool (*blocks)(const DiagonalArgs<T, I>&, int64_t begin, int64_t end, T* scratch);
+  bool (*pairwise_derivatives)(const PairwiseDerivativeArgs<T, I>&, int64_t begin, int64_t end);
+  PairwiseKernels<T, I> pairwise_gradient;
+  PairwiseKernels<T, I> pairwise_hvp;
+  PairwiseKernels<T, I> pairwise_gauss_newton;
 };
 
 struct KernelTable {

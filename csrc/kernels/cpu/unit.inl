@@ -17,6 +17,7 @@ namespace ifru::cpu {
 #include "restricted.inl"
 #include "stream.inl"
 #include "propagate_stream.inl"
+#include "pairwise.inl"
 #include "vector.inl"
 // clang-format on
 
@@ -35,6 +36,13 @@ constexpr ProductKernels<S, T, I> make_products() {
   return {make_stream<Product::kHvp, S, T, I>(), make_stream<Product::kGaussNewton, S, T, I>()};
 }
 
+template <class T, class I, Product kProduct>
+constexpr PairwiseKernels<T, I> make_pairwise() {
+  return {
+      for_width<PairwiseUsers<kProduct>::template Of, T, I, PairwiseArgs<T, I>, int64_t, int64_t>,
+      for_width<PairwiseItems<kProduct>::template Of, T, I, PairwiseArgs<T, I>, int64_t, int64_t>};
+}
+
 template <class T, class I>
 constexpr Kernels<T, I> make_kernels() {
   using Passing = PropagateStreamArgs<T, I>;
@@ -47,7 +55,11 @@ constexpr Kernels<T, I> make_kernels() {
           restricted_rows<T, I, false>,
           derivatives<T, I>,
           diagonal_rows<T, I>,
-          block_rows<T, I>};
+          block_rows<T, I>,
+          pairwise_derivatives<T, I>,
+          make_pairwise<T, I, Product::kGradient>(),
+          make_pairwise<T, I, Product::kHvp>(),
+          make_pairwise<T, I, Product::kGaussNewton>()};
 }
 
 template <class T>
