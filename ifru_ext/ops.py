@@ -357,7 +357,8 @@ def ggn_diagonal(
 
     Row n: sum over its entries of w v o v, plus ridge_n, with v = f_neighbor - f_other. On the
     entries of an `Adjacency` or `AdjacencySlice` there is no `other`; on those of `Triples` there
-    is. For matrix factorisation it is the diagonal of the matrix itself.
+    is, and `Triples.by_entry` gives the curvatures. For matrix factorisation it is the diagonal of
+    the matrix itself.
 
     Args:
         rowptr: [R + 1] int64.

@@ -107,5 +107,11 @@ class Triples:
         return values.index_select(0, self.edge)
 
     def by_entry(self, values: Tensor) -> Tensor:
-        """[T] in user order -> [3T], the value of the triple that each entry is of."""
+        """[T] in user order -> [3T], for `ggn_diagonal` and `ggn_blocks`.
+
+        The value of the triple that each entry is of; zero where its two items are the same, whose
+        entries cancel in a sum and would not in a sum of squares.
+        """
+        n = self.n_triples
+        values = torch.where(self.neighbor[:n] == self.other[:n], 0.0, values)
         return torch.cat([values, values.index_select(0, self.triple)])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ifru_ext import ops, reference
 from ifru_ext._native import native
 from ifru_ext.adjacency import Adjacency
+from ifru_ext.triples import Triples
 
 DTYPES = (torch.float32, torch.float64)
 INDICES = (torch.int32, torch.int64)
@@ -448,6 +449,27 @@ def test_blocks_and_diagonal_are_those_of_the_gauss_newton_matrix(graph, dim):
         values = stream.order(curvature), f
         product = ops.pointwise_ggn(*stream.indices, *values, z, ridge)[:, row]
         torch.testing.assert_close(blocks[row], product, rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_of_triples_are_those_of_the_pairwise_matrix():
+    g = torch.Generator().manual_seed(0)
+    user, positive = (
+        torch.randint(0, 9, (200,), generator=g),
+        torch.randint(0, 7, (200,), generator=g),
+    )
+    triples = Triples.from_triples(user, positive, (positive + 1 + user % 6) % 7, 9, 7)
+    f, ridge = torch.randn(16, 5, generator=g).double(), torch.rand(16, generator=g).double()
+    curvature = torch.rand(200, generator=g).double()
+    rowptr, neighbor, other, _ = triples.indices
+    entries = rowptr, neighbor, other, triples.by_entry(curvature), f, ridge
+    blocks, diagonal = ops.ggn_blocks(*entries), ops.ggn_diagonal(*entries)
+    torch.testing.assert_close(blocks.diagonal(dim1=1, dim2=2), diagonal, rtol=1e-12, atol=1e-12)
+    for row in range(16):
+        for k in range(5):
+            z = torch.zeros_like(f)
+            z[row, k] = 1.0
+            product = ops.pairwise_ggn(*triples.indices, curvature, f, z, ridge)[row]
+            torch.testing.assert_close(blocks[row, :, k], product, rtol=1e-12, atol=1e-12)
 
 
 PRODUCTS = ("pointwise_hvp", "pointwise_ggn")
