@@ -10,11 +10,12 @@ __all__ = ["hvp_text", "propagate_text"]
 def hvp_text(report: dict[str, Any]) -> str:
     """Hessian-vector products: the exact one of ours against the strongest form in plain torch.
 
-    Then how many times faster than that form it is into a given `out`, and with bfloat16 features.
+    Then how many times faster than that form it is into a given `out`, and with bfloat16 features
+    besides.
     """
     head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster")
-    head += ("with `out`", "with bfloat16", "than double backward", "Gauss-Newton, ms", "GB/s")
-    head += ("relative error", "with bfloat16")
+    head += ("with `out`", "and bfloat16", "than double backward", "Gauss-Newton, ms", "GB/s")
+    head += ("relative error", "in bfloat16")
     rows = []
     for section, ours, torch in _compared(report):
         names = "ours, GGN", "ours, out", "ours, bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
@@ -137,29 +138,62 @@ class Linearization:
         """
         keep = Workspace() if workspace is None else workspace
         identity = self.model.graph is None
-        f, z, inner = self.features, v, out
+        f, z, inner, scale = self.features, v, out, 1.0
         if not identity:
-            scratch, inner = keep.like("scratch", v), keep.like("inner", v)
-            z = self.model.propagate(v, out=keep.like("propagated", v), scratch=scratch)
+            # Each is the other propagation's scratch.
+            inner, z = keep.like("inner", v), keep.like("propagated", v)
+            self.model.propagate(v, out=z, scratch=inner)
+        propagated = z
         if storage is not None:
             f = self._stored_features(storage)
-            z = keep.like("stored", z, storage).copy_(z)
+            z, scale = _rounded(z, keep.like("stored", z, storage))
         common = (self.curvature, f, z, diagonal if identity else None)
         if exact:
             y = ops.pointwise_hvp(*self.stream.indices, self.residual, *common, out=inner)
         else:
             y = ops.pointwise_ggn(*self.stream.indices, *common, out=inner)
+        if scale != 1.0:
+            y.mul_(scale)
         if identity:
             return y
         out = torch.empty_like(y) if out is None else out
-        return self.model.propagate(y, diagonal, v, out=out, scratch=scratch)
+        return self.model.propagate(y, diagonal, v, out=out, scratch=propagated)
 
     def _stored_features(self, dtype: torch.dtype) -> Tensor:
         """The features in 16 bits, made once."""
         if dtype not in self._stored:
+            largest = float(torch.linalg.vector_norm(self.features, torch.inf))
+            low, high = _FLOAT16_FEATURES
+            if dtype is torch.float16 and not low <= largest <= high:
+                raise InputError(
+                    f"storage: expected features whose largest is between {low:g} and {high:g} for "
+                    f"torch.float16, got {largest:g}; torch.bfloat16 holds any"
+                )
             with torch.inference_mode(False):
                 self._stored[dtype] = self.features.to(dtype)
         return self._stored[dtype]
+
+
+# The largest number of a tensor, where float16 keeps the others' digits: it counts in steps of
+# 6e-8 below 6e-5, and ends at 65504.
+_FLOAT16_FEATURES = 2.0**-6, 2.0**15
+_FLOAT16_VECTOR = 2.0**-4, 2.0**8
+
+
+def _rounded(z: Tensor, stored: Tensor) -> tuple[Tensor, float]:
+    """Z in 16 bits in `stored`, and what a product with it has to be multiplied with.
+
+    A solver's vectors shrink beyond what float16 can tell from zero. They are scaled by a power of
+    two, which rounds nothing, where their size asks for it.
+    """
+    if stored.dtype is torch.bfloat16:
+        return stored.copy_(z), 1.0
+    largest = float(torch.linalg.vector_norm(z, torch.inf))
+    low, high = _FLOAT16_VECTOR
+    if low <= largest <= high or largest == 0 or not math.isfinite(largest):
+        return stored.copy_(z), 1.0
+    scale = 2.0 ** min(126, -math.frexp(largest)[1])
+    return torch.mul(z, scale, out=stored), 1.0 / scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,15 +250,7 @@ class SlicedLinearization(RestrictedLinearization):
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
-        # G_n = sum of r f_neighbor over the entries of each row of T.
-        inner = torch.nn.functional.embedding_bag(
-            self.part.neighbor,
-            self.features,
-            self.part.rowptr,
-            mode="sum",
-            per_sample_weights=self.residual,
-            include_last_offset=True,
-        )
+        inner = _sum_of_rows(self.part, self.residual, self.features)
         if self.propagation is not None:
             inner = self.propagation.propagate(inner)[self.within]
         return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
@@ -264,6 +290,28 @@ class GatheredLinearization(RestrictedLinearization):
         n_nodes = self.model.n_nodes
         v, diagonal = (_scatter(x, self.rows, n_nodes) for x in (v, diagonal))
         return self.full.product(v, diagonal, exact=exact)[self.rows]
+
+
+# Entries of a row that are summed in one go: the sums of longer rows are summed again, so that a
+# hub's rounding error stays that of a few hundred entries.
+_SEGMENT = 512
+
+
+def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
+    """[S, d]: the sum of weight x_neighbor over the entries of each row."""
+    n_segments = (part.rowptr.diff() + _SEGMENT - 1) // _SEGMENT
+    row = torch.repeat_interleave(n_segments)
+    within = (
+        torch.arange(row.shape[0], device=row.device) - (n_segments.cumsum(0) - n_segments)[row]
+    )
+    sums = torch.nn.functional.embedding_bag(
+        part.neighbor,
+        x,
+        part.rowptr[row] + _SEGMENT * within,
+        mode="sum",
+        per_sample_weights=weight,
+    )
+    return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
 
 
 def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:

@@ -48,8 +48,8 @@ class LinearOperator(Protocol):
 
 
 @runtime_checkable
-class WritingOperator(Protocol):
-    """A linear operator that can write its product to a given tensor, which solvers reuse."""
+class WritingOperator(LinearOperator, Protocol):
+    """One that can write its product to a given tensor, which solvers reuse."""
 
     def matvec_into(self, v: Tensor, out: Tensor) -> Tensor:
         """Writes the product with v to `out` of the same shape, and returns it."""
@@ -71,6 +71,17 @@ def checked_damping(damping: float | Tensor, n_rows: int) -> Tensor:
     return mu.expand(n_rows)
 
 
+def _check_storage(storage: torch.dtype | None, dtype: torch.dtype, *, restricted: bool) -> None:
+    if storage is None:
+        return
+    if storage not in _STORAGE:
+        raise InputError(f"storage: expected torch.bfloat16, torch.float16 or None, got {storage}")
+    if restricted:
+        raise InputError(f"storage: expected None together with rows, got {storage}")
+    if dtype != torch.float32:
+        raise InputError(f"storage: expected a float32 model, got {dtype}")
+
+
 class _CurvatureOperator:
     _exact: bool
 
@@ -85,6 +96,9 @@ class _CurvatureOperator:
         scope: Scope | str = Scope.EXACT,
         storage: torch.dtype | None = None,
     ) -> None:
+        _check_storage(storage, model.dtype, restricted=rows is not None)
+        if rows is None and Scope.parse(scope) is not Scope.EXACT:
+            raise InputError("scope: expected 'exact' without rows, got 'local'")
         self._set(objective.linearize(model, data, rows, scope), damping, storage)
 
     @classmethod
@@ -96,6 +110,8 @@ class _CurvatureOperator:
         storage: torch.dtype | None = None,
     ) -> Self:
         """The operator of a linearisation that exists already."""
+        restricted = not isinstance(point, Linearization)
+        _check_storage(storage, point.model.dtype, restricted=restricted)
         operator = object.__new__(cls)
         operator._set(point, damping, storage)
         return operator
@@ -107,15 +123,6 @@ class _CurvatureOperator:
         storage: torch.dtype | None,
     ) -> None:
         mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge.dtype)
-        if storage is not None:
-            if storage not in _STORAGE:
-                raise InputError(
-                    f"storage: expected torch.bfloat16, torch.float16 or None, got {storage}"
-                )
-            if not isinstance(point, Linearization):
-                raise InputError("storage: expected None together with rows, got " + str(storage))
-            if point.model.dtype != torch.float32:
-                raise InputError(f"storage: expected a float32 model, got {point.model.dtype}")
         self._point = point
         self._diagonal = point.ridge + mu
         self._storage = storage
@@ -138,7 +145,7 @@ class _CurvatureOperator:
         return self._diagonal.device
 
     def matvec(self, v: Tensor) -> Tensor:
-        """The product with v.
+        """The product with v; autograd records nothing (`ifru_ext.functional` does).
 
         Args:
             v: [N, d] of the operator's dtype, or [S, d] for some rows; or several, [k, N, d].
@@ -159,7 +166,7 @@ class _CurvatureOperator:
             out: As v, contiguous, sharing no memory with it.
 
         Raises:
-            InputError: Shape or dtype differ.
+            InputError: Shape or dtype differ, or `out` is not contiguous or shares memory.
         """
         expected = self._diagonal.shape[0], self._point.model.dim
         if v.dim() not in (2, 3) or v.shape[-2:] != expected or v.dtype != self.dtype:
@@ -167,9 +174,9 @@ class _CurvatureOperator:
                 f"v: expected shape {list(expected)} or [k, ...] and {self.dtype}, "
                 f"got {list(v.shape)} and {v.dtype}"
             )
-        if out.shape != v.shape or out.dtype != v.dtype:
+        if out.shape != v.shape or out.dtype != v.dtype or not out.is_contiguous():
             raise InputError(
-                f"out: expected shape {list(v.shape)} and {v.dtype}, "
+                f"out: expected contiguous, shape {list(v.shape)} and {v.dtype}, "
                 f"got {list(out.shape)} and {out.dtype}"
             )
         if v.dim() == 2:
@@ -219,8 +226,9 @@ class HessianOperator(_CurvatureOperator):
             what the walks that stay within the rows make of it (`ifru_ext.linearization.Scope`).
         storage: torch.bfloat16 or torch.float16: features and vectors are rounded to 16 bits where
             the interactions are walked over, sums stay in float32. Faster; off by about 2e-3 and
-            3e-4 of the product's norm, so for solves to no more than that. LightGCN's propagation
-            stays in float32. For float32 models, without `rows`.
+            3e-4 of the product's norm, so for solves to no more than that. Without a propagation
+            ridge and damping multiply the rounded vector too. LightGCN's propagation stays in
+            float32. For float32 models, without `rows`.
 
     An operator keeps memory for intermediate results: use it from one thread at a time.
 
@@ -246,8 +254,9 @@ class GaussNewtonOperator(_CurvatureOperator):
             what the walks that stay within the rows make of it (`ifru_ext.linearization.Scope`).
         storage: torch.bfloat16 or torch.float16: features and vectors are rounded to 16 bits where
             the interactions are walked over, sums stay in float32. Faster; off by about 2e-3 and
-            3e-4 of the product's norm, so for solves to no more than that. LightGCN's propagation
-            stays in float32. For float32 models, without `rows`.
+            3e-4 of the product's norm, so for solves to no more than that. Without a propagation
+            ridge and damping multiply the rounded vector too. LightGCN's propagation stays in
+            float32. For float32 models, without `rows`.
 
     An operator keeps memory for intermediate results: use it from one thread at a time.
 

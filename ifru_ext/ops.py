@@ -58,25 +58,45 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
 def _call_out(
     packet: Any, *args: Any, out: Tensor | None, scratch: tuple[Tensor | None, ...] = ()
 ) -> Tensor:
-    """Calls a raw op, or its overload that writes to `out`."""
+    """Calls a raw op, or its overload that writes to `out` by way of `scratch`."""
     if out is None:
         if any(s is not None for s in scratch):
-            raise InputError("scratch: expected together with out, got it alone")
+            raise InputError(
+                f"{packet.__name__}: scratch: expected together with out, got it alone"
+            )
         return cast(Tensor, _call(packet.default, *args))
     contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
-    _call_in_place(packet.out, *contiguous, out, *scratch)
+    _call_in_place(packet.out, *contiguous, out, *scratch, writes={"out": out})
     return out
 
 
-def _call_in_place(op: Callable[..., Any], *args: Any) -> Any:
-    """Calls a raw op; its own sentence about a bad argument becomes a ValueError."""
+def _call_in_place(
+    op: Callable[..., Any], *args: Any, writes: dict[str, Tensor] | None = None
+) -> Any:
+    """Calls a raw op; its own sentence about a bad argument becomes a ValueError.
+
+    What it writes to is marked as changed: autograd refuses a backward that would have read it.
+    """
+    for name, t in (writes or {}).items():
+        if t.requires_grad and torch.is_grad_enabled():
+            text = "expected a tensor without gradient, since none is recorded"
+            raise InputError(f"{_name_of(op)}: {name}: {text}")
     try:
-        return op(*args)
+        result = op(*args)
     except RuntimeError as error:
         text = str(error)
         if text.startswith("ifru_ext::"):
             raise InputError(text.splitlines()[0].removeprefix("ifru_ext::")) from None
         raise
+    if not torch.compiler.is_compiling():
+        for t in (writes or {}).values():
+            if not t.is_inference():
+                torch.autograd.graph.increment_version(t)
+    return result
+
+
+def _name_of(op: Any) -> str:
+    return str(op.overloadpacket.__name__)
 
 
 def propagate(
@@ -551,7 +571,10 @@ def cg_update(
         inverse: [N], the diagonal preconditioner M; None for the identity.
         dots: [2] float64; written.
     """
-    _call_in_place(_ops.cg_update.default, x, r, p, ap, alpha, inverse, dots)
+    _call_in_place(
+        *(_ops.cg_update.default, x, r, p, ap, alpha, inverse, dots),
+        writes={"x": x, "r": r, "dots": dots},
+    )
 
 
 def cg_direction(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
@@ -563,7 +586,7 @@ def cg_direction(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> 
         beta: [] float64.
         inverse: [N], the diagonal preconditioner M; None for the identity.
     """
-    _call_in_place(_ops.cg_direction.default, p, r, beta, inverse)
+    _call_in_place(_ops.cg_direction.default, p, r, beta, inverse, writes={"p": p})
 
 
 # --- fake kernels: shapes and dtypes for torch.compile, torch.export and opcheck ------------------
@@ -782,12 +805,26 @@ def _(p: Tensor, r: Tensor, beta: Tensor, inverse: Tensor | None) -> None:
     torch._check(p.shape == r.shape, lambda: "cg_direction: r: expected the shape of p")
 
 
-def _write_only(*args: Any) -> None:
-    """The fake of an overload that writes to `out`: what it returns."""
+def _check_written(place: int) -> Callable[..., None]:
+    """The fake of an overload that writes: its out is like the argument in that place."""
+
+    def fake(*args: Any) -> None:
+        out, like = next(a for a in args[::-1] if isinstance(a, Tensor)), args[place]
+        torch._check(
+            out.shape == like.shape,
+            lambda: f"out: expected shape {list(like.shape)}, got {list(out.shape)}",
+        )
+
+    return fake
 
 
-for _name in ("propagate", "propagate_stream", "pointwise_hvp", "pointwise_ggn"):
-    torch.library.register_fake(f"ifru_ext::{_name}.out", _write_only)
+for _name, _place in (
+    ("propagate", 3),
+    ("propagate_stream", 5),
+    ("pointwise_hvp", 7),
+    ("pointwise_ggn", 6),
+):
+    torch.library.register_fake(f"ifru_ext::{_name}.out", _check_written(_place))
 
 
 def _check_vectors(op: str, f: Tensor, z: Tensor) -> None:

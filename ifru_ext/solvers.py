@@ -315,10 +315,16 @@ def _steihaug(
 
 def _reusing_product(A: LinearOperator, b: Tensor) -> Callable[[Tensor], Tensor]:
     """V -> A v, contiguous and in the same memory each time if the operator can write to one."""
-    if isinstance(A, WritingOperator):
+    if isinstance(A, WritingOperator) and _rank(A, "matvec_into") <= _rank(A, "matvec"):
         writing, out = A, torch.empty_like(b)
         return lambda v: writing.matvec_into(v, out)
     return lambda v: A.matvec(v).contiguous()
+
+
+def _rank(operator: object, method: str) -> int:
+    """The place in the order of classes that a method is of: a subclass may override one of two."""
+    classes = type(operator).__mro__
+    return next((i for i, c in enumerate(classes) if method in vars(c)), len(classes))
 
 
 def _leave_inference_mode(result: SolveResult) -> SolveResult:

@@ -113,5 +113,5 @@ class Triples:
         entries cancel in a sum and would not in a sum of squares.
         """
         n = self.n_triples
-        values = torch.where(self.neighbor[:n] == self.other[:n], 0.0, values)
+        values = values.masked_fill(self.neighbor[:n] == self.other[:n], 0)
         return torch.cat([values, values.index_select(0, self.triple)])

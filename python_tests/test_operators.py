@@ -69,8 +69,71 @@ def test_sixteen_bit_storage_keeps_its_error(storage, rtol, operator, model):
     assert got.dtype == torch.float32
     error = float((got - expected).norm() / expected.norm())
     assert 0 < error < rtol
-    at = operator.at(plain._point, 0.3, storage=storage)
+    kind, n_layers = model
+    problem = make_problem("power_law", kind=kind, n_layers=n_layers, dim=16, dtype=torch.float32)
+    *point, objective = problem
+    at = operator.at(objective.linearize(*point), 0.3, storage=storage)
     assert torch.equal(at.matvec(v), got)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e12])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("storage", "rtol"), [(torch.bfloat16, 5e-3), (torch.float16, 5e-4)])
+def test_sixteen_bit_storage_does_not_care_for_the_scale(storage, rtol, model, scale):
+    plain, stored = (
+        make_operator(GaussNewtonOperator, model=model, storage=s) for s in (None, storage)
+    )
+    v = scale * vectors(plain)
+    expected = plain.matvec(v)
+    assert float((stored.matvec(v) - expected).norm() / expected.norm()) < rtol
+    solve = cg(stored, v, rtol=1e-2)
+    assert solve.converged
+    assert float((v - plain.matvec(solve.x)).norm() / v.norm()) < 2e-2
+
+
+def test_float16_refuses_features_that_it_cannot_hold():
+    model, data, objective = make_problem("power_law", dim=16, dtype=torch.float32)
+    for scale in (1e-4, 1e6):
+        scaled = model.with_embedding(scale * model.embedding)
+        a = HessianOperator(scaled, data, objective, storage=torch.float16)
+        with pytest.raises(
+            ValueError, match=r"^storage: expected features whose largest is between"
+        ):
+            a.matvec(model.embedding)
+        b = HessianOperator(scaled, data, objective, storage=torch.bfloat16)
+        assert bool(torch.isfinite(b.matvec(model.embedding)).all())
+
+
+class Doubled(GaussNewtonOperator):
+    """Overrides one of the two ways to a product."""
+
+    products = 0
+
+    def matvec(self, v):
+        self.products += 1
+        return 2 * super().matvec(v)
+
+
+def test_solvers_use_a_product_that_a_subclass_overrides():
+    problem = make_problem("power_law", dim=16, dtype=torch.float64)
+    plain, doubled = (kind(*problem, damping=0.3) for kind in (GaussNewtonOperator, Doubled))
+    b = vectors(plain)
+    solve = cg(doubled, b, rtol=1e-8)
+    assert solve.converged
+    assert doubled.products == solve.num_matvecs
+    torch.testing.assert_close(2 * plain.matvec(solve.x), b, rtol=1e-6, atol=1e-6)
+
+
+def test_autograd_notices_what_is_written():
+    a = make_operator(dtype=torch.float64)
+    v, buffer = vectors(a, 2)
+    w = torch.ones_like(v, requires_grad=True)
+    y = (w * buffer).sum()
+    a.matvec_into(v, buffer)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with pytest.raises(ValueError, match="out: expected a tensor without gradient"):
+        a.matvec_into(v, w)
 
 
 def test_cg_solves_with_sixteen_bit_storage():
@@ -93,7 +156,11 @@ def test_what_operators_refuse():
     v = vectors(a)
     with pytest.raises(ValueError, match=r"^v: expected shape \[.*\] or \[k, \.\.\.\] and torch"):
         a.matvec(v[None, None])
-    with pytest.raises(ValueError, match=r"^out: expected shape .* got \[2, 16\] and torch"):
+    with pytest.raises(ValueError, match=r"^out: expected contiguous, shape .* got \[2, 16\] and"):
         a.matvec_into(v, v[:2])
+    with pytest.raises(ValueError, match=r"^out: expected contiguous, shape"):
+        a.matvec_into(v, torch.empty(v.shape[::-1]).T)
+    with pytest.raises(ValueError, match=r"^scope: expected 'exact' without rows, got 'local'$"):
+        make_operator(scope="local")
     with pytest.raises(ValueError, match="out: expected memory of its own, got some of z"):
         a.matvec_into(v, v)

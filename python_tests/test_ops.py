@@ -132,6 +132,13 @@ def test_opcheck(name, n_optional):
     torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, args)
 
 
+@pytest.mark.parametrize("name", ["pointwise_hvp", "pointwise_ggn"])
+def test_opcheck_of_stored_features_and_several_vectors(name):
+    args = list(op_arguments(name, make_adjacency("isolated"), 7, torch.float32))
+    args[-3], args[-2] = args[-3].half(), torch.stack([args[-2].half()] * 3)
+    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, tuple(args))
+
+
 STREAMED = ("pointwise_gradient", "pointwise_hvp", "pointwise_ggn")
 SYMMETRIC = {
     "propagate": 3,
@@ -453,11 +460,9 @@ def test_blocks_and_diagonal_are_those_of_the_gauss_newton_matrix(graph, dim):
 
 def test_blocks_of_triples_are_those_of_the_pairwise_matrix():
     g = torch.Generator().manual_seed(0)
-    user, positive = (
-        torch.randint(0, 9, (200,), generator=g),
-        torch.randint(0, 7, (200,), generator=g),
-    )
-    triples = Triples.from_triples(user, positive, (positive + 1 + user % 6) % 7, 9, 7)
+    user, positive, negative = (torch.randint(0, n, (200,), generator=g) for n in (9, 7, 7))
+    assert bool((positive == negative).any())
+    triples = Triples.from_triples(user, positive, negative, 9, 7)
     f, ridge = torch.randn(16, 5, generator=g).double(), torch.rand(16, generator=g).double()
     curvature = torch.rand(200, generator=g).double()
     rowptr, neighbor, other, _ = triples.indices
@@ -510,20 +515,36 @@ def test_sixteen_bit_features_are_computed_with_in_float32(name, dim, index, dty
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_sixteen_bit_features_have_the_same_bits_for_any_threads(name):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [64, 100])
+def test_sixteen_bit_features_have_the_same_bits_for_any_threads(name, dtype, dim):
     adjacency, before, results = make_adjacency("hub"), torch.get_num_threads(), []
     curvature = torch.randn(adjacency.n_interactions, generator=torch.Generator().manual_seed(0))
     try:
         for threads, n_blocks in ((1, 1), (2, 2), (3, 8)):
             torch.set_num_threads(threads)
-            args = list(op_arguments(name, adjacency, 64, torch.float32, n_blocks=n_blocks))
+            args = list(op_arguments(name, adjacency, dim, torch.float32, n_blocks=n_blocks))
             values = adjacency.stream(n_blocks).order(curvature)
             args[4:-3] = [values] * len(args[4:-3])
-            args[-3], args[-2] = args[-3].bfloat16(), args[-2].bfloat16()
+            args[-3], args[-2] = args[-3].to(dtype), args[-2].to(dtype)
             results.append(getattr(ops, name)(*args))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_subnormal_halves_survive_where_subnormal_floats_are_flushed():
+    # Two nodes without interactions: the product is the vector itself.
+    indices = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    cuts, none, ones = torch.tensor([1, 2]), torch.zeros(0), torch.ones(2)
+    z = torch.full((2, 37), 3e-6, dtype=torch.float16)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    try:
+        got = ops.pointwise_ggn(*indices, cuts, 0, none, z, z, ones)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(got, z.float())
 
 
 @pytest.mark.parametrize("name", WRITING)
@@ -545,24 +566,49 @@ def test_results_are_written_where_asked(name, dtype):
 
 def test_what_is_written_to_is_checked():
     args = list(op_arguments("pointwise_hvp", make_adjacency("isolated"), 6, torch.float32))
-    f, z = args[6:8]
     for out, text in (
         (torch.empty(27, 5), r"out: expected shape \[27, 6\], got \[27, 5\]"),
         (torch.empty(27, 6).double(), "out: expected Float, got Double"),
         (torch.empty(6, 27).T, "out: expected a contiguous tensor"),
-        (f, "out: expected memory of its own, got some of f"),
-        (z, "out: expected memory of its own, got some of z"),
     ):
         with pytest.raises(ValueError, match="^pointwise_hvp: " + text):
             ops.pointwise_hvp(*args, out=out)
+
+
+READ = {
+    "pointwise_hvp": "rowptr neighbor cuts first_row residual curvature f z ridge",
+    "pointwise_ggn": "rowptr neighbor cuts first_row curvature f z ridge",
+    "propagate": "rowptr neighbor inv_sqrt_degree x alpha ridge v",
+    "propagate_stream": "rowptr neighbor cuts first_row inv_sqrt_degree x alpha ridge v",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(n, a) for n, text in READ.items() for a in text.split() if a != "first_row"],
+)
+def test_nothing_is_written_to_what_is_read(name, argument):
+    args = list(op_arguments(name, make_adjacency("isolated"), 1, torch.float32))
+    place = READ[name].split().index(argument)
+    # The argument at the end of a large enough buffer, which is given as the output too.
+    buffer = torch.zeros(4096)
+    memory = buffer.view(args[place].dtype)[: args[place].numel()].view(args[place].shape)
+    args[place] = memory.copy_(args[place])
+    names = ("out", "scratch") if name.startswith("propagate") else ("out",)
+    for written in names:
+        buffers = {"out": torch.empty(27, 1), written: buffer[:27].view(27, 1)}
+        text = f"^{name}: {written}: expected memory of its own, got some of {argument}$"
+        with pytest.raises(ValueError, match=text):
+            getattr(ops, name)(*args, **buffers)
+
+
+def test_scratch_is_checked():
     args = list(op_arguments("propagate", make_adjacency("isolated"), 6, torch.float32))
-    x, v, out = args[3], args[6], torch.empty(27, 6)
+    out = torch.empty(27, 6)
     for buffers, text in (
-        ({"out": x}, "out: expected memory of its own, got some of x"),
-        ({"out": v}, "out: expected memory of its own, got some of v"),
         ({"out": out, "scratch": out}, "scratch: expected memory of its own, got some of out"),
         ({"out": out, "scratch": out[:5]}, r"scratch: expected shape \[27, 6\], got \[5, 6\]"),
-        ({"scratch": out}, "expected together with out, got it alone"),
+        ({"scratch": out}, "propagate: scratch: expected together with out, got it alone"),
     ):
         with pytest.raises(ValueError, match=text):
             ops.propagate(*args, **buffers)
@@ -670,6 +716,11 @@ for name in OPS:
         once, again = (as_tuple(getattr(ops, name)(*args)) for _ in range(2))
         assert all(map(torch.equal, once, again))
         results[name, dim] = once
+        if name in ("pointwise_hvp", "pointwise_ggn"):
+            for dtype in (torch.bfloat16, torch.float16):
+                stored = list(args)
+                stored[-3], stored[-2] = args[-3].to(dtype), args[-2].to(dtype)
+                results[name, dim, dtype] = as_tuple(getattr(ops, name)(*stored))
 torch.save(results, {path!r})
 """
 
@@ -680,8 +731,10 @@ def test_every_instruction_set_gives_the_twins_answer(isa, tmp_path):
     script = ISA_SCRIPT.format(folder=os.path.dirname(__file__), isa=isa, path=str(path))
     environment = {**os.environ, "IFRU_EXT_ISA": isa}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-    for (name, dim), got in torch.load(path).items():
-        args = op_arguments(name, make_adjacency("power_law"), dim, torch.float32)
+    for (name, dim, *storage), got in torch.load(path).items():
+        args = list(op_arguments(name, make_adjacency("power_law"), dim, torch.float32))
+        for dtype in storage:
+            args[-3], args[-2] = args[-3].to(dtype), args[-2].to(dtype)
         wide = [
             a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
         ]

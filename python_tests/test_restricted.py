@@ -19,6 +19,7 @@ from ifru_ext import (
     HessianOperator,
     Interactions,
     LightGCN,
+    MatrixFactorization,
     Objective,
     cg,
     objective,
@@ -283,3 +284,19 @@ def test_other_arguments_that_are_refused():
         operator.matvec(model.embedding)
     with pytest.raises(ValueError, match=r"^damping: expected a number or one per row \(\[2\]\)"):
         GaussNewtonOperator(model, data, phi, rows=[1, 2], damping=torch.ones(27))
+
+
+def test_the_gradient_of_a_hub_keeps_its_digits(monkeypatch):
+    # The hub alone reaches all of the data; the walk over its entries is asked for.
+    monkeypatch.setattr(objective, "_FULL_ABOVE", 2.0)
+    n = 200_000
+    g = torch.Generator().manual_seed(0)
+    item = torch.zeros(n, dtype=torch.int64)
+    data = Interactions(torch.arange(n), item, torch.ones(n), n_users=n, n_items=2)
+    users, items = torch.rand(n, 4, generator=g), torch.rand(2, 4, generator=g)
+    model = MatrixFactorization(users, items)
+    point = Objective().linearize(model, data, rows=[n])
+    assert isinstance(point, SlicedLinearization)
+    exact = Objective().gradient(model.to(torch.float64), data)[n]
+    for gradient in (point.gradient()[0], Objective().gradient(model, data)[n]):
+        assert float((gradient - exact).norm() / exact.norm()) < 2e-5

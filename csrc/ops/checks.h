@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -85,13 +86,21 @@ inline ScalarType value_type(ScalarType storage) {
   return half ? ScalarType::Float : storage;
 }
 
-// Memory that is written while `other` is read.
-inline void check_apart(const char* op, const char* name, const Tensor& t, const char* other_name,
-                        const Tensor& other) {
+struct Named {
+  const char* name;
+  const std::optional<Tensor> tensor;
+};
+
+// Checks that `t` may be written to while the others are read.
+inline void check_apart(const char* op, const char* name, const Tensor& t,
+                        std::initializer_list<Named> others) {
   const auto first = [](const Tensor& x) { return static_cast<const char*>(x.const_data_ptr()); };
   const auto last = [&](const Tensor& x) { return first(x) + x.numel() * x.element_size(); };
-  if (first(t) < last(other) && first(other) < last(t)) {
-    fail(op, name, ": expected memory of its own, got some of ", other_name);
+  for (const Named& other : others) {
+    if (!other.tensor.has_value()) continue;
+    if (first(t) < last(*other.tensor) && first(*other.tensor) < last(t)) {
+      fail(op, name, ": expected memory of its own, got some of ", other.name);
+    }
   }
 }
 

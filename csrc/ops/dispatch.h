@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../kernels/storage.h"
 #include "checks.h"
 
 namespace ifru::ops {
@@ -29,6 +30,23 @@ void dispatch_value(const char* op, const char* name, ScalarType value, F&& f) {
     f(double{});
   } else {
     fail(op, name, ": expected float32 or float64, got ", torch::headeronly::toString(value));
+  }
+}
+
+// Calls f(S{}, T{}) with the storage and the value type of features that may have sixteen bits.
+template <class F>
+void dispatch_storage(const char* op, const char* name, ScalarType storage, F&& f) {
+  if (storage == ScalarType::BFloat16) {
+    f(BFloat16{}, float{});
+  } else if (storage == ScalarType::Half) {
+    f(Float16{}, float{});
+  } else if (storage == ScalarType::Float) {
+    f(float{}, float{});
+  } else if (storage == ScalarType::Double) {
+    f(double{}, double{});
+  } else {
+    fail(op, name, ": expected float32, float64, bfloat16 or float16, got ",
+         torch::headeronly::toString(storage));
   }
 }
 

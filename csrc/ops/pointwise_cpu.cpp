@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
@@ -56,21 +55,31 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, con
   return {value, residual, curvature};
 }
 
-// Checks of all passes over a stream but z and the output.
-void check_pass(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
-                const std::optional<Tensor>& residual, const std::optional<Tensor>& curvature,
-                const Tensor& f, const std::optional<Tensor>& ridge) {
-  check_shape(op, "f", f, 2, -1);
-  check_stream_shapes(op, rowptr, neighbor, cuts, f);
-  const auto check = [&](const char* name, const std::optional<Tensor>& t, int64_t n) {
-    if (!t.has_value()) return;
-    check_shape(op, name, *t, 1, n);
-    check_dtype(op, name, *t, value_type(f.scalar_type()));
-    if (!same_device(*t, f)) fail(op, name, ": expected the device of f");
+// The arguments that all passes over a stream have.
+struct PassTensors {
+  const Tensor& rowptr;
+  const Tensor& neighbor;
+  const Tensor& cuts;
+  int64_t first_row;
+  const std::optional<Tensor> residual;   // not of the Gauss-Newton product
+  const std::optional<Tensor> curvature;  // not of the gradient
+  const Tensor& f;
+  const std::optional<Tensor>& ridge;
+};
+
+void check_pass(const char* op, const PassTensors& t) {
+  check_shape(op, "f", t.f, 2, -1);
+  dispatch_storage(op, "f", t.f.scalar_type(), [](auto, auto) {});
+  check_stream_shapes(op, t.rowptr, t.neighbor, t.cuts, t.f);
+  const auto check = [&](const char* name, const std::optional<Tensor>& value, int64_t n) {
+    if (!value.has_value()) return;
+    check_shape(op, name, *value, 1, n);
+    check_dtype(op, name, *value, value_type(t.f.scalar_type()));
+    if (!same_device(*value, t.f)) fail(op, name, ": expected the device of f");
   };
-  check("residual", residual, neighbor.numel());
-  check("curvature", curvature, neighbor.numel());
-  check("ridge", ridge, f.size(0));
+  check("residual", t.residual, t.neighbor.numel());
+  check("curvature", t.curvature, t.neighbor.numel());
+  check("ridge", t.ridge, t.f.size(0));
 }
 
 // One vector z [N, d], or several [k, N, d].
@@ -86,88 +95,88 @@ void check_vectors(const char* op, const Tensor& z, const Tensor& f) {
   check_same(op, "z", z, "f", f);
 }
 
-void check_output(const char* op, const Tensor& out, const Tensor& f, const Tensor& z) {
+void check_output(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out) {
   bool same_shape = out.dim() == z.dim();
   for (int64_t k = 0; same_shape && k < z.dim(); ++k) same_shape = out.size(k) == z.size(k);
-  if (!same_shape) {
-    fail(op, "out: expected shape ", shape_text(z), ", got ", shape_text(out));
-  }
+  if (!same_shape) fail(op, "out: expected shape ", shape_text(z), ", got ", shape_text(out));
   if (!out.is_contiguous()) fail(op, "out: expected a contiguous tensor");
-  check_dtype(op, "out", out, value_type(f.scalar_type()));
-  if (!same_device(out, f)) fail(op, "out: expected the device of f");
-  check_apart(op, "out", out, "f", f);
-  check_apart(op, "out", out, "z", z);
+  check_dtype(op, "out", out, value_type(t.f.scalar_type()));
+  if (!same_device(out, t.f)) fail(op, "out: expected the device of f");
+  check_apart(op, "out", out,
+              {{"rowptr", t.rowptr},
+               {"neighbor", t.neighbor},
+               {"cuts", t.cuts},
+               {"residual", t.residual},
+               {"curvature", t.curvature},
+               {"f", t.f},
+               {"z", z},
+               {"ridge", t.ridge}});
 }
 
-// Gradient (z is f, no curvature), Gauss-Newton product (no residual) or exact product.
-void run_products(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
-                  int64_t first_row, const std::optional<Tensor>& residual,
-                  const std::optional<Tensor>& curvature, const Tensor& f, const Tensor& z,
-                  const std::optional<Tensor>& ridge, const Tensor& out) {
-  const int64_t size = f.numel();
+// Runs a pass for each vector of z, into out. One after the other: together they would share the
+// reads of f, a quarter of what is read, and compete for the cache with their own rows; measured,
+// that loses (benchmarks/NOTES.md).
+template <class S, class T, class I>
+void run_passes(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out,
+                const cpu::PassKernels<cpu::StreamArgs<S, T, I>>& kernels) {
+  const auto stream = check_stream<I>(op, t.rowptr, t.neighbor, t.cuts, t.first_row, t.f.size(0));
+  std::vector<T> scratch(stream.n_blocks * t.f.size(1));
+  const int64_t size = t.f.numel();
   const int64_t n_vectors = z.dim() == 3 ? z.size(0) : 1;
-  dispatch_storage(op, "f", f.scalar_type(), [&](auto storage_tag, auto value_tag) {
-    using S = decltype(storage_tag);
-    using T = decltype(value_tag);
-    dispatch_index(op, "neighbor", neighbor.scalar_type(), [&](auto index_tag) {
-      using I = decltype(index_tag);
-      const auto stream = check_stream<I>(op, rowptr, neighbor, cuts, first_row, f.size(0));
-      std::vector<T> scratch(stream.n_blocks * f.size(1));
-      const S* z_data = static_cast<const S*>(z.const_data_ptr());
-      T* out_data = out.mutable_data_ptr<T>();
-      const auto& products = cpu::product_kernels<S, T, I>();
-      const auto* kernels = residual.has_value() ? &products.hvp : &products.gauss_newton;
-      if constexpr (std::is_same_v<S, T>) {
-        if (!curvature.has_value()) kernels = &cpu::kernels<T, I>().gradient;
-      }
-      // One vector after the other: together they would share the reads of f, a quarter of what is
-      // read, and compete for the cache with their own rows. Measured, that loses.
-      for (int64_t k = 0; k < n_vectors; ++k) {
-        const cpu::StreamArgs<S, T, I> args{stream,
-                                            data_or_null<T>(residual),
-                                            data_or_null<T>(curvature),
-                                            static_cast<const S*>(f.const_data_ptr()),
-                                            z_data + k * size,
-                                            data_or_null<T>(ridge),
-                                            out_data + k * size,
-                                            scratch.data(),
-                                            f.size(1)};
-        if (!run_pass(*kernels, args)) fail(op, kColumnsText);
-      }
-    });
-  });
+  for (int64_t k = 0; k < n_vectors; ++k) {
+    const cpu::StreamArgs<S, T, I> args{stream,
+                                        data_or_null<T>(t.residual),
+                                        data_or_null<T>(t.curvature),
+                                        static_cast<const S*>(t.f.const_data_ptr()),
+                                        static_cast<const S*>(z.const_data_ptr()) + k * size,
+                                        data_or_null<T>(t.ridge),
+                                        out.mutable_data_ptr<T>() + k * size,
+                                        scratch.data(),
+                                        t.f.size(1)};
+    if (!run_pass(kernels, args)) fail(op, kColumnsText);
+  }
 }
 
 Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                           int64_t first_row, const Tensor& residual, const Tensor& f,
                           const std::optional<Tensor>& ridge) {
   constexpr const char* kOp = "pointwise_gradient";
-  check_pass(kOp, rowptr, neighbor, cuts, residual, std::nullopt, f, ridge);
-  dispatch_value(kOp, "f", f.scalar_type(), [](auto) {});
+  const PassTensors t{rowptr, neighbor, cuts, first_row, residual, std::nullopt, f, ridge};
+  check_pass(kOp, t);
   Tensor out = torch::stable::empty_like(f);
-  run_products(kOp, rowptr, neighbor, cuts, first_row, residual, std::nullopt, f, f, ridge, out);
+  dispatch(kOp, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
+    using T = decltype(value_tag);
+    using I = decltype(index_tag);
+    run_passes<T, T, I>(kOp, t, f, out, cpu::kernels<T, I>().gradient);
+  });
   return out;
 }
 
-// The products into an output that was allocated by the caller, or here.
-void product_out(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
-                 int64_t first_row, const std::optional<Tensor>& residual, const Tensor& curvature,
-                 const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge,
-                 const Tensor& out) {
-  check_pass(op, rowptr, neighbor, cuts, residual, curvature, f, ridge);
-  check_vectors(op, z, f);
-  check_output(op, out, f, z);
-  run_products(op, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
+// The exact product, or the Gauss-Newton product where there is no residual.
+void product_out(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out) {
+  check_pass(op, t);
+  check_vectors(op, z, t.f);
+  check_output(op, t, z, out);
+  dispatch_storage(op, "f", t.f.scalar_type(), [&](auto storage_tag, auto value_tag) {
+    using S = decltype(storage_tag);
+    using T = decltype(value_tag);
+    dispatch_index(op, "neighbor", t.neighbor.scalar_type(), [&](auto index_tag) {
+      using I = decltype(index_tag);
+      const auto& kernels = cpu::product_kernels<S, T, I>();
+      run_passes<S, T, I>(op, t, z, out,
+                          t.residual.has_value() ? kernels.hvp : kernels.gauss_newton);
+    });
+  });
 }
 
-Tensor product(const char* op, const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
-               int64_t first_row, const std::optional<Tensor>& residual, const Tensor& curvature,
-               const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
+Tensor product(const char* op, const PassTensors& t, const Tensor& z) {
+  check_pass(op, t);
+  check_vectors(op, z, t.f);
   std::vector<int64_t> shape;
   for (int64_t k = 0; k < z.dim(); ++k) shape.push_back(z.size(k));
   Tensor out =
       torch::stable::new_empty(z, {shape.data(), shape.size()}, value_type(z.scalar_type()));
-  product_out(op, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
+  product_out(op, t, z, out);
   return out;
 }
 
@@ -177,26 +186,26 @@ constexpr const char* kGgn = "pointwise_ggn";
 Tensor pointwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                      int64_t first_row, const Tensor& residual, const Tensor& curvature,
                      const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
-  return product(kHvp, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge);
+  return product(kHvp, {rowptr, neighbor, cuts, first_row, residual, curvature, f, ridge}, z);
 }
 
 void pointwise_hvp_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                        int64_t first_row, const Tensor& residual, const Tensor& curvature,
                        const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge,
                        const Tensor& out) {
-  product_out(kHvp, rowptr, neighbor, cuts, first_row, residual, curvature, f, z, ridge, out);
+  product_out(kHvp, {rowptr, neighbor, cuts, first_row, residual, curvature, f, ridge}, z, out);
 }
 
 Tensor pointwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                      int64_t first_row, const Tensor& curvature, const Tensor& f, const Tensor& z,
                      const std::optional<Tensor>& ridge) {
-  return product(kGgn, rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, z, ridge);
+  return product(kGgn, {rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, ridge}, z);
 }
 
 void pointwise_ggn_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& cuts,
                        int64_t first_row, const Tensor& curvature, const Tensor& f, const Tensor& z,
                        const std::optional<Tensor>& ridge, const Tensor& out) {
-  product_out(kGgn, rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, z, ridge, out);
+  product_out(kGgn, {rowptr, neighbor, cuts, first_row, std::nullopt, curvature, f, ridge}, z, out);
 }
 
 }  // namespace

@@ -31,18 +31,25 @@ inline void check_propagate(const Tensor& rowptr, const Tensor& neighbor,
   check_propagate_values("propagate", inv_sqrt_degree, x, alpha, ridge, v);
 }
 
-// `out` and `scratch` are written while the others are read.
-inline void check_buffers(const char* op, const Tensor& x, const std::optional<Tensor>& v,
+// `out` and `scratch` are written while the others are read; `indices` are those of the edges.
+inline void check_buffers(const char* op, std::initializer_list<Named> indices,
+                          const Tensor& inv_sqrt_degree, const Tensor& x, const Tensor& alpha,
+                          const std::optional<Tensor>& ridge, const std::optional<Tensor>& v,
                           const Tensor& out, const std::optional<Tensor>& scratch) {
   const auto check = [&](const char* name, const Tensor& t) {
     check_value(op, name, t, "x", x, 2, x.size(0), x.size(1));
-    check_apart(op, name, t, "x", x);
-    if (v.has_value()) check_apart(op, name, t, "v", *v);
+    check_apart(op, name, t, indices);
+    check_apart(op, name, t,
+                {{"inv_sqrt_degree", inv_sqrt_degree},
+                 {"x", x},
+                 {"alpha", alpha},
+                 {"ridge", ridge},
+                 {"v", v}});
   };
   check("out", out);
   if (scratch.has_value()) {
     check("scratch", *scratch);
-    check_apart(op, "scratch", *scratch, "out", out);
+    check_apart(op, "scratch", *scratch, {{"out", out}});
   }
 }
 

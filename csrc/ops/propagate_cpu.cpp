@@ -75,7 +75,8 @@ void propagate_out(const Tensor& rowptr, const Tensor& neighbor, const Tensor& i
                    const std::optional<Tensor>& scratch) {
   constexpr const char* kOp = "propagate";
   check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
-  check_buffers(kOp, x, v, out, scratch);
+  check_buffers(kOp, {{"rowptr", rowptr}, {"neighbor", neighbor}}, inv_sqrt_degree, x, alpha, ridge,
+                v, out, scratch);
   const int64_t n = x.size(0);
   const int64_t* rowptr_data = rowptr.const_data_ptr<int64_t>();
   check_rowptr(kOp, rowptr_data, n, neighbor.numel());
@@ -111,7 +112,8 @@ void propagate_stream_out(const Tensor& rowptr, const Tensor& neighbor, const Te
   constexpr const char* kOp = "propagate_stream";
   check_propagate_values(kOp, inv_sqrt_degree, x, alpha, ridge, v);
   check_stream_shapes(kOp, rowptr, neighbor, cuts, x);
-  check_buffers(kOp, x, v, out, scratch);
+  check_buffers(kOp, {{"rowptr", rowptr}, {"neighbor", neighbor}, {"cuts", cuts}}, inv_sqrt_degree,
+                x, alpha, ridge, v, out, scratch);
   dispatch(kOp, "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);

@@ -17,7 +17,8 @@ void propagate_out_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tens
                         const std::optional<Tensor>& v, const Tensor& out,
                         std::optional<Tensor> scratch) {
   check_propagate(rowptr, neighbor, inv_sqrt_degree, x, alpha, ridge, v);
-  check_buffers("propagate", x, v, out, scratch);
+  check_buffers("propagate", {{"rowptr", rowptr}, {"neighbor", neighbor}}, inv_sqrt_degree, x,
+                alpha, ridge, v, out, scratch);
   const OnDevice on(x);
   const int64_t n_layers = alpha.numel() - 1;
   if (n_layers > 0 && !scratch.has_value()) scratch = torch::stable::empty_like(x);

@@ -16,23 +16,6 @@
 
 namespace ifru::ops {
 
-// Calls f(S{}, T{}) with the storage and the value type of features that may have sixteen bits.
-template <class F>
-void dispatch_storage(const char* op, const char* name, ScalarType storage, F&& f) {
-  if (storage == ScalarType::BFloat16) {
-    f(cpu::BFloat16{}, float{});
-  } else if (storage == ScalarType::Half) {
-    f(cpu::Float16{}, float{});
-  } else if (storage == ScalarType::Float) {
-    f(float{}, float{});
-  } else if (storage == ScalarType::Double) {
-    f(double{}, double{});
-  } else {
-    fail(op, name, ": expected float32, float64, bfloat16 or float16, got ",
-         torch::headeronly::toString(storage));
-  }
-}
-
 // The tensors of a stream as the kernels see them; checks all but the columns themselves.
 template <class I>
 cpu::Stream<I> check_stream(const char* op, const Tensor& rowptr, const Tensor& neighbor,

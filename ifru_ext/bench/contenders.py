@@ -1,8 +1,10 @@
 """The contenders: each prepares what stays constant during a solve and returns the product itself.
 
 What is prepared is not timed: indices, patterns, values that do not depend on the vector, buffers.
-What is timed returns a new [N, d] tensor, so everybody pays for its own output. The forms in plain
-torch are the strongest that were found (benchmarks/NOTES.md says what else was tried).
+What is timed returns a new [N, d] tensor, so everybody pays for its own output. The exceptions say
+so: ours with `out`, in 16 bits and for several vectors write to the same memory in each call, as
+the solvers do; `embedding_bag`, which the strongest forms in plain torch end with, cannot. Those
+forms are the strongest that were found (benchmarks/NOTES.md says what else was tried).
 
 Byte counts are the traffic of the algorithm, in float32 with int32 ids: every gathered row counts
 in full, caches are not credited, and a read-modify-write counts twice. Notation: N nodes, E
@@ -100,7 +102,7 @@ def _ours_reused(p: HvpProblem) -> Call:
 
 def _ours_stored(dtype: torch.dtype) -> Callable[[HvpProblem], Call]:
     def prepare(p: HvpProblem) -> Call:
-        """Features in 16 bits; the vector is rounded in each call, as an operator does."""
+        """Features in 16 bits, with `out`; the vector is rounded in each call."""
         stream, out = p.data.adjacency.stream(), torch.empty_like(p.f)
         residual, curvature = (stream.order(x) for x in p.derivatives)
         f, z = p.f.to(dtype), p.z.to(dtype)
@@ -115,10 +117,10 @@ def _ours_stored(dtype: torch.dtype) -> Callable[[HvpProblem], Call]:
 
 
 def _ours_several(p: HvpProblem) -> Call:
-    """Eight vectors in one call; the last one is read anew, and its result is what is checked."""
+    """Eight vectors in one call, with `out`; the last one is read anew and checked."""
     stream = p.data.adjacency.stream()
     residual, curvature = (stream.order(x) for x in p.derivatives)
-    z = torch.stack([p.z] * N_VECTORS)
+    z = torch.randn(N_VECTORS, *p.z.shape, generator=torch.Generator().manual_seed(3))
     out = torch.empty_like(z)
 
     def product() -> Tensor:

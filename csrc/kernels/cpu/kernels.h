@@ -9,16 +9,9 @@
 #include <cstdint>
 
 #include "../loss_math.h"
+#include "../storage.h"
 
 namespace ifru::cpu {
-
-// Sixteen-bit storage of features; computed with as float.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
 
 template <class I>
 struct Adjacency {

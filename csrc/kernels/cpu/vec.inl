@@ -82,13 +82,16 @@ inline VecU32 load_halves(const void* p) {
 inline Vec<float> load(const BFloat16* p) { return bit_cast<Vec<float>>(load_halves(p) << 16); }
 inline float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 
-// Exponent and mantissa of a half move into place; the power of two corrects the exponent's bias,
-// exactly for subnormal numbers too. What was infinite or NaN has an exponent of ones again.
+// Exponent and mantissa of a half move into place and the exponent's bias is corrected, in
+// integers: a float that is subnormal on the way would be lost where these are flushed to zero.
 inline float widen(Float16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16;
   const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
-  uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  if (magnitude >= 0x7c00u << 13) bits |= 0x7f800000u;
-  return bit_cast<float>(bits | (x.bits & 0x8000u) << 16);
+  if (magnitude >= 0x7c00u << 13) return bit_cast<float>(sign | 0x7f800000u | magnitude);
+  if (magnitude >= 0x0400u << 13) return bit_cast<float>(sign | (magnitude + (112u << 23)));
+  // Subnormal: the mantissa in units of 2^-24, beside an exponent that is taken off again.
+  const float size = bit_cast<float>(magnitude + (113u << 23)) - 0x1p-14f;
+  return bit_cast<float>(sign | bit_cast<uint32_t>(size));
 }
 inline Vec<float> load(const Float16* p) {
 #if defined(__AVX512F__)
