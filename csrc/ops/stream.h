@@ -68,9 +68,11 @@ inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tens
 // thread, or fewer than there are blocks, cannot deadlock. False if a call of rows was false.
 template <class Args>
 bool run_pass(const cpu::PassKernels<Args>& kernels, const Args& args) {
-  constexpr int64_t kChunk = 512;  // rows: a few thousand interactions between two handshakes
   const auto& s = args.stream;
-  const int64_t n_chunks = (s.n_rows + kChunk - 1) / kChunk;
+  // Rows: up to a few thousand interactions between two handshakes, and on small data as few as
+  // let a block begin before the one ahead of it has nearly ended.
+  const int64_t chunk_rows = std::clamp<int64_t>(s.n_rows / (16 * s.n_blocks), 16, 512);
+  const int64_t n_chunks = (s.n_rows + chunk_rows - 1) / chunk_rows;
   const int64_t per_block = s.n_cuts / s.n_blocks;
   struct alignas(64) Progress {
     std::atomic<int64_t> chunks{0};
@@ -88,8 +90,8 @@ bool run_pass(const cpu::PassKernels<Args>& kernels, const Args& args) {
             std::this_thread::yield();
           }
         }
-        const int64_t begin = chunk * kChunk;
-        if (!kernels.rows(args, block, begin, std::min(begin + kChunk, s.n_rows))) {
+        const int64_t begin = chunk * chunk_rows;
+        if (!kernels.rows(args, block, begin, std::min(begin + chunk_rows, s.n_rows))) {
           ok.store(false, std::memory_order_relaxed);
         }
         done[block].chunks.store(chunk + 1, std::memory_order_release);
