@@ -181,7 +181,7 @@ _FLOAT16_VECTOR = 2.0**-4, 2.0**8
 
 
 def _rounded(z: Tensor, stored: Tensor) -> tuple[Tensor, float]:
-    """Z in 16 bits in `stored`, and what a product with it has to be multiplied with.
+    """The vector z in 16 bits, in `stored`, and what a product with it is to be multiplied with.
 
     A solver's vectors shrink beyond what float16 can tell from zero. They are scaled by a power of
     two, which rounds nothing, where their size asks for it.

@@ -152,11 +152,8 @@ Tensor pointwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Te
   return out;
 }
 
-// The exact product, or the Gauss-Newton product where there is no residual.
-void product_out(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out) {
-  check_pass(op, t);
-  check_vectors(op, z, t.f);
-  check_output(op, t, z, out);
+// The exact product, or the Gauss-Newton product where there is no residual; of checked arguments.
+void run_product(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out) {
   dispatch_storage(op, "f", t.f.scalar_type(), [&](auto storage_tag, auto value_tag) {
     using S = decltype(storage_tag);
     using T = decltype(value_tag);
@@ -169,6 +166,13 @@ void product_out(const char* op, const PassTensors& t, const Tensor& z, const Te
   });
 }
 
+void product_out(const char* op, const PassTensors& t, const Tensor& z, const Tensor& out) {
+  check_pass(op, t);
+  check_vectors(op, z, t.f);
+  check_output(op, t, z, out);
+  run_product(op, t, z, out);
+}
+
 Tensor product(const char* op, const PassTensors& t, const Tensor& z) {
   check_pass(op, t);
   check_vectors(op, z, t.f);
@@ -176,7 +180,7 @@ Tensor product(const char* op, const PassTensors& t, const Tensor& z) {
   for (int64_t k = 0; k < z.dim(); ++k) shape.push_back(z.size(k));
   Tensor out =
       torch::stable::new_empty(z, {shape.data(), shape.size()}, value_type(z.scalar_type()));
-  product_out(op, t, z, out);
+  run_product(op, t, z, out);
   return out;
 }
 

@@ -1,35 +1,21 @@
 // What the tests of kernels share: values, comparison with plain double loops, instruction sets.
 #pragma once
 
-#include <cstdint>
 #include <cstdio>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/kernels.h"
 #include "check.h"
+#include "values.h"
 
 namespace ifru::test {
 
 template <class T>
-std::vector<T> random_values(int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(n);
-  for (T& value : values) value = static_cast<T>(normal(random));
-  return values;
-}
-
-template <class T>
 void check_close(const std::vector<T>& got, const std::vector<double>& expected,
                  double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-12) {
-  double worst = 0;
-  for (size_t k = 0; k < got.size(); ++k) {
-    worst = std::fmax(worst, std::fabs(got[k] - expected[k]) / (1 + std::fabs(expected[k])));
-  }
-  CHECK(worst <= tolerance);
+  CHECK(error_of(got, expected) <= tolerance);
 }
 
 // Calls check_table(table) for every instruction set that this processor has.

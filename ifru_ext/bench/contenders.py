@@ -47,7 +47,7 @@ AUTOGRAD = "autograd"
 _AUTOGRAD_LIMIT = 8 << 30  # bytes
 _LARGE = 64 << 20  # bytes
 _SMALL = 10_000  # interactions: of the tests, where everything runs
-N_VECTORS = 8
+_N_VECTORS = 8
 
 # A wrong formula is off by percents; float32 sums of long rows by a few 1e-6, 16 bits by 2e-3.
 _TOLERANCE = 1e-4
@@ -120,7 +120,7 @@ def _ours_several(p: HvpProblem) -> Call:
     """Eight vectors in one call, with `out`; the last one is read anew and checked."""
     stream = p.data.adjacency.stream()
     residual, curvature = (stream.order(x) for x in p.derivatives)
-    z = torch.randn(N_VECTORS, *p.z.shape, generator=torch.Generator().manual_seed(3))
+    z = torch.randn(_N_VECTORS, *p.z.shape, generator=torch.Generator().manual_seed(3))
     out = torch.empty_like(z)
 
     def product() -> Tensor:
@@ -406,7 +406,7 @@ HVP: tuple[Contender[HvpProblem], ...] = (
         _ours_several,
         _ours_bytes,
         _several_unfit,
-        n_vectors=N_VECTORS,
+        n_vectors=_N_VECTORS,
     ),
     Contender("stock", HESSIAN, TORCH, _stock, _torch_hvp_bytes),
     Contender("joined", HESSIAN, TORCH, _joined, _torch_hvp_bytes),
