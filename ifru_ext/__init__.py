@@ -17,6 +17,7 @@ from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
 from ifru_ext.solvers import SolveReason, SolveResult, cg, steihaug
 from ifru_ext.train import polish, train
+from ifru_ext.verify import VerifyReport, verify
 
 __version__ = native.build["version"]
 
@@ -34,6 +35,7 @@ __all__ = [
     "SolveResult",
     "UnlearnReport",
     "UnlearnResult",
+    "VerifyReport",
     "cg",
     "load_model",
     "native",
@@ -43,4 +45,5 @@ __all__ = [
     "steihaug",
     "train",
     "unlearn",
+    "verify",
 ]
