@@ -142,8 +142,8 @@ CASES = (
         "lightgcn-stopped",
         Stopped(EarlyStopping(kind="lightgcn", dim=32, patience=3)),
     ),
-    Case("ml-1m", "mf", Regularised(kind="mf", dim=32, l2=0.0, l2_per_sample=0.05)),
-    Case("ml-1m", "lightgcn", Regularised(dim=32, l2=2.0, l2_per_sample=0.006)),
+    Case("ml-1m", "mf", Regularised(kind="mf", l2=0.0, l2_per_sample=0.05, epochs=3)),
+    Case("ml-1m", "lightgcn", Regularised(dim=32, epochs=3)),
     Case("tiny", "mf", Regularised(kind="mf", dim=4)),
     Case("tiny", "lightgcn-stopped", Stopped(EarlyStopping(kind="lightgcn", dim=4, patience=1))),
 )
