@@ -143,9 +143,20 @@ class Interactions:
         """All rows by user and by item, whatever their label; built once."""
         return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
 
-    def degrees(self) -> Tensor:
-        """[N] int64: rows at each node, users first."""
-        return self.adjacency.degrees()
+    def degrees(self, nodes: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
+        """[N] int64: rows at each node, users first.
+
+        Args:
+            nodes: [S] node ids, for [S] degrees; all by default.
+            kept: bool [n], the rows that count; all by default.
+        """
+        degree = self.adjacency.degrees(nodes)
+        if kept is None:
+            return degree
+        gone = (~kept).nonzero()[:, 0]
+        ends = torch.cat([self.user[gone], self.item[gone] + self.n_users])
+        lost = torch.bincount(ends, minlength=self.n_nodes)
+        return degree - (lost if nodes is None else lost[nodes])
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.
@@ -159,13 +170,18 @@ class Interactions:
             InputError: The mask has another length, or an index is out of range.
         """
         selection = as_row_selection("rows", rows, len(self)).to(self.user.device)
-        return self._with(
+        if selection.dtype == torch.bool:  # once for all columns
+            selection = selection.nonzero()[:, 0]
+        other = self._with(
             user=self.user[selection],
             item=self.item[selection],
             label=self.label[selection],
             weight=None if self.weight is None else self.weight[selection],
             timestamp=None if self.timestamp is None else self.timestamp[selection],
         )
+        if self.__dict__.get("first_label_outside_unit", 0) is None:
+            other.__dict__["first_label_outside_unit"] = None
+        return other
 
     def with_labels(self, label: ArrayLike | None) -> Interactions:
         """The same rows with other labels.
