@@ -15,7 +15,29 @@ from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 
-__all__ = ["Interactions"]
+__all__ = ["Interactions", "Omitted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Omitted:
+    """Rows of some interactions that do not count, without a new index of the rest.
+
+    Attributes:
+        rows: [k] int64, ascending.
+        kept: bool [n]: the other rows.
+        degree: [N] int64: the rows omitted at each node.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    degree: Tensor
+
+    @classmethod
+    def of(cls, data: Interactions, kept: Tensor) -> Omitted:
+        """From the mask of the rows that count."""
+        rows = (~kept).nonzero()[:, 0]
+        ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
+        return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -143,20 +165,17 @@ class Interactions:
         """All rows by user and by item, whatever their label; built once."""
         return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
 
-    def degrees(self, nodes: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
+    def degrees(self, nodes: Tensor | None = None, omitted: Omitted | None = None) -> Tensor:
         """[N] int64: rows at each node, users first.
 
         Args:
             nodes: [S] node ids, for [S] degrees; all by default.
-            kept: bool [n], the rows that count; all by default.
+            omitted: Rows that do not count.
         """
         degree = self.adjacency.degrees(nodes)
-        if kept is None:
+        if omitted is None:
             return degree
-        gone = (~kept).nonzero()[:, 0]
-        ends = torch.cat([self.user[gone], self.item[gone] + self.n_users])
-        lost = torch.bincount(ends, minlength=self.n_nodes)
-        return degree - (lost if nodes is None else lost[nodes])
+        return degree - (omitted.degree if nodes is None else omitted.degree[nodes])
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.

@@ -17,6 +17,7 @@ from ifru_ext import (
     MatrixFactorization,
     Objective,
 )
+from ifru_ext.interactions import Omitted
 
 RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 MODELS = [("mf", 0), ("lightgcn", 1), ("lightgcn", 2), ("lightgcn", 3)]
@@ -238,11 +239,11 @@ def test_numpy_embeddings_are_accepted():
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", ["mf", "lightgcn"])
-def test_kept_leaves_the_others_out(kind, weighted, reduction):
+def test_omitted_rows_are_left_out(kind, weighted, reduction):
     model, data, objective = make_problem(kind=kind, weighted=weighted, reduction=reduction)
     kept = torch.arange(len(data)) % 3 != 1
     expected = objective.linearize(model, data.subset(kept))
-    got = objective.linearize(model, data, kept=kept)
+    got = objective.linearize(model, data, omitted=Omitted.of(data, kept))
     v = direction(model)
     assert got.value == pytest.approx(expected.value, rel=1e-12)
     assert torch.equal(got.degree, expected.degree)
@@ -261,8 +262,8 @@ def test_the_value_of_some_rows_changes_as_the_whole(monkeypatch, form, kind):
     change[rows] = direction(model)[rows]
     moved = model.with_embedding(model.embedding + change)
     whole, some = (
-        objective.linearize(moved, data, *s, kept=kept).value
-        - objective.linearize(model, data, *s, kept=kept).value
+        objective.linearize(moved, data, *s, omitted=Omitted.of(data, kept)).value
+        - objective.linearize(model, data, *s, omitted=Omitted.of(data, kept)).value
         for s in ((), (rows,))
     )
     assert some == pytest.approx(whole, rel=1e-10)
