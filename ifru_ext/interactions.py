@@ -165,6 +165,15 @@ class Interactions:
         """All rows by user and by item, whatever their label; built once."""
         return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
 
+    @cached_property
+    def positive_adjacency(self) -> Adjacency:
+        """The positive rows by user and by item; built once."""
+        positive = self.positive
+        if bool(positive.all()):
+            return self.adjacency
+        pairs = self.user[positive], self.item[positive]
+        return Adjacency.from_pairs(*pairs, self.n_users, self.n_items)
+
     def degrees(self, nodes: Tensor | None = None, omitted: Omitted | None = None) -> Tensor:
         """[N] int64: rows at each node, users first.
 
@@ -201,6 +210,18 @@ class Interactions:
         if self.__dict__.get("first_label_outside_unit", 0) is None:
             other.__dict__["first_label_outside_unit"] = None
         return other
+
+    def compact(self) -> tuple[Tensor, Tensor, Interactions]:
+        """The same rows among their own users and items, numbered anew without gaps.
+
+        Returns:
+            The users and the items that have rows, ascending, and the interactions among them,
+            without original ids.
+        """
+        users, user = self.user.unique(return_inverse=True)
+        items, item = self.item.unique(return_inverse=True)
+        sizes = {"n_users": len(users), "n_items": len(items)}
+        return users, items, self._with(user=user, item=item, user_ids=None, item_ids=None, **sizes)
 
     def with_labels(self, label: ArrayLike | None) -> Interactions:
         """The same rows with other labels.
@@ -243,7 +264,7 @@ class Interactions:
         more = f", with {' and '.join(extra)}" if extra else ""
         return f"Interactions({len(self)} rows, {self.n_users} users, {self.n_items} items{more})"
 
-    def _with(self, **changes: Tensor | None) -> Interactions:
+    def _with(self, **changes: Tensor | int | None) -> Interactions:
         """Other columns, valid by construction; computed properties are left behind."""
         other = object.__new__(Interactions)
         other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)

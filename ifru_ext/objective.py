@@ -218,14 +218,18 @@ class Objective:
         omitted: Omitted | None,
     ) -> RestrictedLinearization:
         gcn = model if isinstance(model, LightGCN) else None
-        reached = rows
-        if gcn is not None and scope is Scope.EXACT:
-            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
-        ridge = self._scaled_ridge(model, data, rows, omitted)
-        n_entries = int(data.adjacency.degrees(reached).sum())
         # What is left out locally cannot be left out of the product of all rows.
         is_block = gcn is None or scope is Scope.EXACT
-        if is_block and n_entries > _FULL_ABOVE * len(data):
+        ridge = self._scaled_ridge(model, data, rows, omitted)
+
+        def most(nodes: Tensor) -> bool:
+            n_entries = int(data.adjacency.degrees(nodes).sum())
+            return is_block and n_entries > _FULL_ABOVE * len(data)
+
+        reached = rows
+        if gcn is not None and is_block and not most(rows):
+            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
+        if most(reached):
             return GatheredLinearization(
                 model, rows, ridge, self._linearize_all(model, data, omitted)
             )

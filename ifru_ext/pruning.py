@@ -29,6 +29,11 @@ class Selection:
     kept: tuple[int, ...]
     importance: tuple[float, ...]
 
+    def to_json(self) -> dict[str, list[float]]:
+        """The counts and shares of each hop."""
+        names = "reached", "kept", "importance"
+        return {name: list(getattr(self, name)) for name in names}
+
 
 @dataclass(frozen=True)
 class Pruning:
