@@ -15,6 +15,7 @@ from ifru_ext.io.store import load_model, save_model
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
+from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason, SolveResult, cg, steihaug
 from ifru_ext.train import polish, train
 from ifru_ext.verify import VerifyReport, verify
@@ -31,6 +32,7 @@ __all__ = [
     "LightGCN",
     "MatrixFactorization",
     "Objective",
+    "Pruning",
     "SolveReason",
     "SolveResult",
     "UnlearnReport",

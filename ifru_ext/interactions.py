@@ -15,7 +15,29 @@ from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 
-__all__ = ["Interactions"]
+__all__ = ["Interactions", "Omitted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Omitted:
+    """Rows of some interactions that do not count, without a new index of the rest.
+
+    Attributes:
+        rows: [k] int64, ascending.
+        kept: bool [n]: the other rows.
+        degree: [N] int64: the rows omitted at each node.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    degree: Tensor
+
+    @classmethod
+    def of(cls, data: Interactions, kept: Tensor) -> Omitted:
+        """From the mask of the rows that count."""
+        rows = (~kept).nonzero()[:, 0]
+        ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
+        return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -143,9 +165,26 @@ class Interactions:
         """All rows by user and by item, whatever their label; built once."""
         return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
 
-    def degrees(self) -> Tensor:
-        """[N] int64: rows at each node, users first."""
-        return self.adjacency.degrees()
+    @cached_property
+    def positive_adjacency(self) -> Adjacency:
+        """The positive rows by user and by item; built once."""
+        positive = self.positive
+        if bool(positive.all()):
+            return self.adjacency
+        pairs = self.user[positive], self.item[positive]
+        return Adjacency.from_pairs(*pairs, self.n_users, self.n_items)
+
+    def degrees(self, nodes: Tensor | None = None, omitted: Omitted | None = None) -> Tensor:
+        """[N] int64: rows at each node, users first.
+
+        Args:
+            nodes: [S] node ids, for [S] degrees; all by default.
+            omitted: Rows that do not count.
+        """
+        degree = self.adjacency.degrees(nodes)
+        if omitted is None:
+            return degree
+        return degree - (omitted.degree if nodes is None else omitted.degree[nodes])
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.
@@ -159,13 +198,30 @@ class Interactions:
             InputError: The mask has another length, or an index is out of range.
         """
         selection = as_row_selection("rows", rows, len(self)).to(self.user.device)
-        return self._with(
+        if selection.dtype == torch.bool:  # once for all columns
+            selection = selection.nonzero()[:, 0]
+        other = self._with(
             user=self.user[selection],
             item=self.item[selection],
             label=self.label[selection],
             weight=None if self.weight is None else self.weight[selection],
             timestamp=None if self.timestamp is None else self.timestamp[selection],
         )
+        if self.__dict__.get("first_label_outside_unit", 0) is None:
+            other.__dict__["first_label_outside_unit"] = None
+        return other
+
+    def compact(self) -> tuple[Tensor, Tensor, Interactions]:
+        """The same rows among their own users and items, numbered anew without gaps.
+
+        Returns:
+            The users and the items that have rows, ascending, and the interactions among them,
+            without original ids.
+        """
+        users, user = self.user.unique(return_inverse=True)
+        items, item = self.item.unique(return_inverse=True)
+        sizes = {"n_users": len(users), "n_items": len(items)}
+        return users, items, self._with(user=user, item=item, user_ids=None, item_ids=None, **sizes)
 
     def with_labels(self, label: ArrayLike | None) -> Interactions:
         """The same rows with other labels.
@@ -208,7 +264,7 @@ class Interactions:
         more = f", with {' and '.join(extra)}" if extra else ""
         return f"Interactions({len(self)} rows, {self.n_users} users, {self.n_items} items{more})"
 
-    def _with(self, **changes: Tensor | None) -> Interactions:
+    def _with(self, **changes: Tensor | int | None) -> Interactions:
         """Other columns, valid by construction; computed properties are left behind."""
         other = object.__new__(Interactions)
         other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)

@@ -103,9 +103,8 @@ class Linearization:
     @cached_property
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
-        embedding = self.model.embedding
-        penalty = ops.dot(self.ridge[:, None] * embedding, embedding) / 2
-        return float(ops.dot(self.loss, torch.ones_like(self.loss)) + penalty)
+        loss = float(ops.dot(self.loss, torch.ones_like(self.loss)))
+        return loss + _penalty(self.ridge, self.model.embedding)
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
@@ -210,6 +209,11 @@ class RestrictedLinearization(ABC):
     rows: Tensor
     ridge: Tensor
 
+    @property
+    @abstractmethod
+    def value(self) -> float:
+        """The terms of Phi that these rows reach, in float64: the others stay when they change."""
+
     @abstractmethod
     def gradient(self) -> Tensor:
         """[S, d]: these rows of the gradient; equation (5), as far as the scope goes."""
@@ -237,6 +241,7 @@ class SlicedLinearization(RestrictedLinearization):
         part: The entries of T among all interactions.
         propagation: P among T; None where nothing is propagated, and T = S.
         features: [N, d], F = P E of the whole graph.
+        loss: [entries].
         residual: [entries] r.
         curvature: [entries] w.
     """
@@ -245,8 +250,17 @@ class SlicedLinearization(RestrictedLinearization):
     part: AdjacencySlice
     propagation: InducedPropagation | None
     features: Tensor
+    loss: Tensor
     residual: Tensor
     curvature: Tensor
+
+    @cached_property
+    def value(self) -> float:
+        """Of the interactions at T; one between two nodes of T stands in two rows."""
+        counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
+        return float(ops.dot(self.loss, counted)) + _penalty(
+            self.ridge, self.model.embedding[self.rows]
+        )
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
@@ -281,6 +295,11 @@ class GatheredLinearization(RestrictedLinearization):
 
     full: Linearization
 
+    @property
+    def value(self) -> float:
+        """Of all rows."""
+        return self.full.value
+
     def gradient(self) -> Tensor:
         """[S, d]: these rows of the gradient."""
         return self.full.gradient()[self.rows]
@@ -312,6 +331,11 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
         per_sample_weights=weight,
     )
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
+
+
+def _penalty(ridge: Tensor, embedding: Tensor) -> float:
+    """1/2 sum_n ridge_n |e_n|^2, accumulated in float64."""
+    return float(ops.dot(ridge[:, None] * embedding, embedding)) / 2
 
 
 def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ifru_ext import ops
 from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
-from ifru_ext.interactions import Interactions
+from ifru_ext.interactions import Interactions, Omitted
 from ifru_ext.linearization import (
     GatheredLinearization,
     Linearization,
@@ -92,9 +92,17 @@ class Objective:
             "reduction": self.reduction,
         }
 
-    def ridge(self, data: Interactions, rows: Tensor | None = None) -> Tensor:
-        """[N] float64, or [S] of some rows: the ridge, in the scale of the summed objective."""
-        return self.l2 + self.l2_per_sample * data.adjacency.degrees(rows).double()
+    def ridge(
+        self, data: Interactions, rows: Tensor | None = None, omitted: Omitted | None = None
+    ) -> Tensor:
+        """[N] float64, or [S] of some rows: the ridge, in the scale of the summed objective.
+
+        Args:
+            data: n interactions.
+            rows: [S] node ids; all by default.
+            omitted: Interactions that do not count.
+        """
+        return self.l2 + self.l2_per_sample * data.degrees(rows, omitted).double()
 
     def check(self, model: RecommenderModel, data: Interactions) -> None:
         """Checks that model, data and loss belong together.
@@ -131,6 +139,8 @@ class Objective:
         data: Interactions,
         rows: None = None,
         scope: Scope | str = ...,
+        *,
+        omitted: Omitted | None = ...,
     ) -> Linearization: ...
 
     @overload
@@ -140,6 +150,8 @@ class Objective:
         data: Interactions,
         rows: ArrayLike,
         scope: Scope | str = ...,
+        *,
+        omitted: Omitted | None = ...,
     ) -> RestrictedLinearization: ...
 
     def linearize(
@@ -148,6 +160,8 @@ class Objective:
         data: Interactions,
         rows: ArrayLike | None = None,
         scope: Scope | str = Scope.EXACT,
+        *,
+        omitted: Omitted | None = None,
     ) -> Linearization | RestrictedLinearization:
         """Loss, residuals and curvatures at the model's embeddings.
 
@@ -161,6 +175,8 @@ class Objective:
             rows: [S] node ids, ascending and distinct: those that vectors are given on and wanted
                 at; all by default.
             scope: "exact" or "local", see `Scope`; without effect on matrix factorisation.
+            omitted: Interactions that do not count: a new index of the rest would cost more than a
+                product.
 
         Raises:
             InputError: See `check`; or the rows are none, or not ascending, distinct and in range,
@@ -169,44 +185,57 @@ class Objective:
         self.check(model, data)
         scope = Scope.parse(scope)
         if rows is None:
-            return self._linearize_all(model, data)
+            return self._linearize_all(model, data, omitted)
         rows = data.adjacency.checked_rows(rows)
         if len(rows) == 0:
             raise InputError("rows: expected at least one node, got none")
-        return self._linearize_rows(model, data, rows, scope)
+        return self._linearize_rows(model, data, rows, scope, omitted)
 
-    def _linearize_all(self, model: RecommenderModel, data: Interactions) -> Linearization:
+    def _linearize_all(
+        self, model: RecommenderModel, data: Interactions, omitted: Omitted | None
+    ) -> Linearization:
         loss, residual, curvature = self._derivatives(
-            model, data, data.user, data.item + data.n_users
+            model, data, omitted, data.user, data.item + data.n_users
         )
         stream = data.adjacency.stream()
         return Linearization(
             model=model,
             stream=stream,
-            degree=data.adjacency.degrees(),
+            degree=data.degrees(omitted=omitted),
             features=model.features(),
             loss=loss,
             residual=stream.order(residual),
             curvature=stream.order(curvature),
-            ridge=self._scaled_ridge(model, data),
+            ridge=self._scaled_ridge(model, data, None, omitted),
         )
 
     def _linearize_rows(
-        self, model: RecommenderModel, data: Interactions, rows: Tensor, scope: Scope
+        self,
+        model: RecommenderModel,
+        data: Interactions,
+        rows: Tensor,
+        scope: Scope,
+        omitted: Omitted | None,
     ) -> RestrictedLinearization:
         gcn = model if isinstance(model, LightGCN) else None
-        reached = rows
-        if gcn is not None and scope is Scope.EXACT:
-            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
-        ridge = self._scaled_ridge(model, data, rows)
-        n_entries = int(data.adjacency.degrees(reached).sum())
         # What is left out locally cannot be left out of the product of all rows.
         is_block = gcn is None or scope is Scope.EXACT
-        if is_block and n_entries > _FULL_ABOVE * len(data):
-            return GatheredLinearization(model, rows, ridge, self._linearize_all(model, data))
+        ridge = self._scaled_ridge(model, data, rows, omitted)
+
+        def most(nodes: Tensor) -> bool:
+            n_entries = int(data.adjacency.degrees(nodes).sum())
+            return is_block and n_entries > _FULL_ABOVE * len(data)
+
+        reached = rows
+        if gcn is not None and is_block and not most(rows):
+            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
+        if most(reached):
+            return GatheredLinearization(
+                model, rows, ridge, self._linearize_all(model, data, omitted)
+            )
         part = data.adjacency.slice(reached)
-        _, residual, curvature = self._derivatives(
-            model, data, part.owner(), part.neighbor, part.edge
+        loss, residual, curvature = self._derivatives(
+            model, data, omitted, part.owner(), part.neighbor, part.edge
         )
         return SlicedLinearization(
             model=model,
@@ -216,6 +245,7 @@ class Objective:
             part=part,
             propagation=None if gcn is None else gcn.graph.induced(reached, gcn.alpha),
             features=model.features(),
+            loss=loss,
             residual=residual,
             curvature=curvature,
         )
@@ -224,18 +254,15 @@ class Objective:
         self,
         model: RecommenderModel,
         data: Interactions,
+        omitted: Omitted | None,
         left: Tensor,
         right: Tensor,
         edge: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, r and w of all interactions, or of those in `edge`, between two lists of nodes."""
-        label, weight = data.label, data.weight
+        label, weight = data.label, self._weight(data, omitted, edge)
         if edge is not None:
             label = label.index_select(0, edge)
-            weight = None if weight is None else weight.index_select(0, edge)
-        scale = self._scale(data)
-        if scale != 1.0:
-            weight = (torch.ones_like(label) if weight is None else weight).double() * scale
         return ops.pointwise_derivatives(
             left,
             right,
@@ -245,14 +272,36 @@ class Objective:
             Loss.parse(self.loss).value,
         )
 
-    def _scale(self, data: Interactions) -> float:
-        return 1.0 / len(data) if self.reduction == "mean" else 1.0
+    def _weight(
+        self, data: Interactions, omitted: Omitted | None, edge: Tensor | None
+    ) -> Tensor | None:
+        """What the loss of each interaction, or of those in `edge`, is multiplied with."""
+        scale = self._scale(data, omitted)
+        weight, kept = data.weight, None if omitted is None else omitted.kept
+        if edge is not None:  # first, so that the cost follows their number
+            kept = None if kept is None else kept.index_select(0, edge)
+            weight = None if weight is None else weight.index_select(0, edge)
+        if scale != 1.0:
+            like = data.label if edge is None else edge
+            weight = scale * (torch.ones_like(like) if weight is None else weight).double()
+        if kept is None:
+            return weight
+        return kept.to(torch.float32) if weight is None else weight * kept
+
+    def _scale(self, data: Interactions, omitted: Omitted | None) -> float:
+        if self.reduction == "sum":
+            return 1.0
+        return 1.0 / (len(data) - (0 if omitted is None else len(omitted.rows)))
 
     def _scaled_ridge(
-        self, model: RecommenderModel, data: Interactions, rows: Tensor | None = None
+        self,
+        model: RecommenderModel,
+        data: Interactions,
+        rows: Tensor | None,
+        omitted: Omitted | None,
     ) -> Tensor:
         """[N] or [S], in the scale and dtype of the products."""
-        return (self._scale(data) * self.ridge(data, rows)).to(model.dtype)
+        return (self._scale(data, omitted) * self.ridge(data, rows, omitted)).to(model.dtype)
 
     def value(self, model: RecommenderModel, data: Interactions) -> float:
         """Phi_D, accumulated in float64."""

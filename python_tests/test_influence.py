@@ -20,8 +20,8 @@ from ifru_ext import (
     train,
     unlearn,
 )
+from ifru_ext.anchored import implied_ridge
 from ifru_ext.datasets import synthetic
-from ifru_ext.influence import implied_ridge
 from ifru_ext.verify import compare, distance
 
 KINDS = ("mf", "lightgcn")
@@ -251,7 +251,10 @@ NAN = torch.full((27,), float("nan"))
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"method": "magic"}, "method: expected 'influence', got 'magic'"),
+        (
+            {"method": "magic"},
+            r"method: expected one of \['auto', 'influence', 'newton'\], got 'magic'",
+        ),
         (
             {"curvature": "flat"},
             r"curvature: expected one of \['auto', 'gauss_newton', 'hessian'\]",

@@ -7,6 +7,7 @@ import torch
 from graphs import GRAPHS
 from problems import autograd_objective, make_problem
 
+import ifru_ext.objective
 from ifru_ext import (
     BipartiteGraph,
     GaussNewtonOperator,
@@ -16,6 +17,7 @@ from ifru_ext import (
     MatrixFactorization,
     Objective,
 )
+from ifru_ext.interactions import Omitted
 
 RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 MODELS = [("mf", 0), ("lightgcn", 1), ("lightgcn", 2), ("lightgcn", 3)]
@@ -232,3 +234,36 @@ def test_models_refuse_what_they_cannot_use():
 def test_numpy_embeddings_are_accepted():
     model = MatrixFactorization(torch.ones(2, 3).numpy(), torch.ones(1, 3).numpy())
     assert model.scores(torch.tensor([0, 1]), torch.tensor([0, 0])).tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_omitted_rows_are_left_out(kind, weighted, reduction):
+    model, data, objective = make_problem(kind=kind, weighted=weighted, reduction=reduction)
+    kept = torch.arange(len(data)) % 3 != 1
+    expected = objective.linearize(model, data.subset(kept))
+    got = objective.linearize(model, data, omitted=Omitted.of(data, kept))
+    v = direction(model)
+    assert got.value == pytest.approx(expected.value, rel=1e-12)
+    assert torch.equal(got.degree, expected.degree)
+    assert relative_error(got.gradient(), expected.gradient()) < 1e-12
+    assert relative_error(HessianOperator.at(got) @ v, HessianOperator.at(expected) @ v) < 1e-12
+
+
+@pytest.mark.parametrize("form", [float("inf"), -1.0], ids=["sliced", "gathered"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_the_value_of_some_rows_changes_as_the_whole(monkeypatch, form, kind):
+    monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+    model, data, objective = make_problem("path", kind=kind)
+    kept = torch.arange(len(data)) % 3 != 1
+    rows = torch.arange(5, 60, 7)
+    change = torch.zeros_like(model.embedding)
+    change[rows] = direction(model)[rows]
+    moved = model.with_embedding(model.embedding + change)
+    whole, some = (
+        objective.linearize(moved, data, *s, omitted=Omitted.of(data, kept)).value
+        - objective.linearize(model, data, *s, omitted=Omitted.of(data, kept)).value
+        for s in ((), (rows,))
+    )
+    assert some == pytest.approx(whole, rel=1e-10)

@@ -1,0 +1,239 @@
+"""The objective that unlearning minimises, and what it takes over from a model's training.
+
+A model is seldom at a minimum of what it was trained on. What it had not learned must not be
+learned now, so its own gradient rho is subtracted: the anchored objective of equation (10),
+
+    Psi(E) = Phi_retained(E) - <rho, E> + 1/2 sum_n mu_n |e_n - e^_n|^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ifru_ext import ops
+from ifru_ext.errors import InputError
+from ifru_ext.linearization import Linearization, RestrictedLinearization
+from ifru_ext.models import RecommenderModel
+from ifru_ext.operators import HessianOperator
+from ifru_ext.removal import Removal
+
+__all__ = [
+    "Anchor",
+    "AnchoredObjective",
+    "AnchoredPoint",
+    "Regime",
+    "Start",
+    "implied_ridge",
+    "pooled_ridge",
+]
+
+
+class Regime(Enum):
+    """How a model's training had ended."""
+
+    STATIONARY = "stationary"
+    EARLY_STOPPED = "early_stopped"
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What an unlearned model keeps of its training, for requests to come.
+
+    Its own gradient no longer shows how its training had ended: it holds what earlier requests
+    left. With this the next request minimises the objective that one request for all would have.
+
+    The rows of erased users and items are zero. The others of a stationary model's `linear` are as
+    small as its gradient was; they sum over all its interactions, the forgotten ones too.
+
+    Attributes:
+        regime: How the training had ended.
+        damping: [N] float64 mu.
+        linear: [N, d] rho + mu o e^, the linear term of Psi; None for a model stopped early, where
+            every request starts from the gradient that it finds.
+    """
+
+    regime: Regime
+    damping: Tensor
+    linear: Tensor | None
+
+    def check(self, model: RecommenderModel) -> None:
+        """Checks that it is of a model of this size.
+
+        Raises:
+            InputError: It is not.
+        """
+        shapes = [list(self.damping.shape)]
+        expected = [[model.n_nodes]]
+        if self.linear is not None:
+            shapes.append(list(self.linear.shape))
+            expected.append(list(model.embedding.shape))
+        if shapes != expected:
+            raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
+
+
+def implied_ridge(point: Linearization) -> Tensor:
+    """The ridge that early stopping implied, read off the model; section 11b of the design.
+
+    Had the model minimised Phi + 1/2 sum_n mu_n |e_n|^2, then mu_n = -<grad_n Phi, e_n> / |e_n|^2.
+    Single rows are noisy, so numerator and denominator are pooled over rows of like degree (powers
+    of two). Near a stationary point of Phi the result is near zero: nothing is implied.
+
+    Args:
+        point: All interactions at the trained model.
+
+    Returns:
+        [N] float64, not negative; zero for rows without interactions.
+    """
+    return pooled_ridge(point.gradient(), point.model.embedding, point.degree)
+
+
+def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
+    """`implied_ridge` of a gradient [N, d] that is known."""
+    numerator = -(gradient.double() * embedding.double()).sum(1)
+    denominator = embedding.double().square().sum(1)
+    # frexp is exact: bin b holds the degrees of [2^(b-1), 2^b), bin 0 the isolated rows.
+    group = torch.frexp(degree.double()).exponent.long()
+    n_groups = int(group.max()) + 1
+    pooled_numerator = numerator.new_zeros(n_groups).index_add(0, group, numerator)
+    pooled_denominator = numerator.new_zeros(n_groups).index_add(0, group, denominator)
+    pooled = pooled_numerator / pooled_denominator.clamp_min(torch.finfo(torch.float64).tiny)
+    mu = pooled.clamp_min(0.0)[group]
+    return torch.where(degree > 0, mu, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where unlearning starts from: the retained objective at the model as it came.
+
+    Attributes:
+        removal: The request.
+        rows: [S] int64 node ids, ascending, that may change; None for all.
+        g: [S, d] float64, what the forgotten interactions had contributed; equation (8).
+        linearization: Of the retained objective, on these rows.
+        gradient: [S, d] float64, its gradient.
+    """
+
+    removal: Removal
+    rows: Tensor | None
+    g: Tensor
+    linearization: Linearization | RestrictedLinearization
+    gradient: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        removal: Removal,
+        rows: Tensor | None,
+        dtype: torch.dtype | None = None,
+        g: Tensor | None = None,
+    ) -> Start:
+        """Computes it; in the model's dtype unless another is given, and with a g that is known."""
+        model = removal.start
+        if dtype is not None and dtype != model.dtype:
+            model = model.to(dtype)
+        g = removal.forget_gradient(rows) if g is None else g
+        point = _linearize(removal, model, rows)
+        return cls(removal, rows, g, point, point.gradient().double())
+
+    @property
+    def rho(self) -> Tensor:
+        """[S, d] float64: the gradient of what the model was trained on, at the model."""
+        return self.gradient + self.g
+
+    @property
+    def embedding(self) -> Tensor:
+        """[S, d]: the rows that may change."""
+        embedding = self.linearization.model.embedding
+        return embedding if self.rows is None else embedding[self.rows]
+
+    def restricted(self, rows: Tensor) -> Start:
+        """For fewer rows [R], of those of this one."""
+        at = rows if self.rows is None else torch.searchsorted(self.rows, rows)
+        return Start.of(self.removal, rows, self.linearization.model.dtype, self.g[at])
+
+
+def _linearize(
+    removal: Removal, model: RecommenderModel, rows: Tensor | None
+) -> Linearization | RestrictedLinearization:
+    linearize = removal.objective.linearize
+    if rows is None:
+        return linearize(model, removal.data, omitted=removal.omitted)
+    return linearize(model, removal.data, rows, omitted=removal.omitted)
+
+
+class AnchoredObjective:
+    """Psi over the rows that may change, up to a constant.
+
+    Written about the start x0: grad Psi = grad Phi_retained - b + mu o (x - x0), where b = rho
+    unless an earlier request has left its anchor.
+
+    Args:
+        start: The start.
+        damping: [N] float64 mu.
+        anchor: Of the model, if it was unlearned before.
+    """
+
+    def __init__(self, start: Start, damping: Tensor, anchor: Anchor | None = None) -> None:
+        def own(x: Tensor) -> Tensor:
+            return x if start.rows is None else x[start.rows]
+
+        self._start = start
+        x0 = start.embedding
+        mu = own(damping)
+        linear = start.rho
+        if anchor is not None and anchor.linear is not None:
+            linear = own(anchor.linear).double() - mu[:, None] * x0.double()
+        self.linear = linear.to(x0.dtype)
+        self.damping = mu.to(x0.dtype)
+        self.x0 = x0
+        # Subtracted before it is rounded: it is much smaller than either.
+        gradient = (start.gradient - linear).to(x0.dtype)
+        self.start = AnchoredPoint(self, start.linearization, x0, gradient)
+
+    def model(self, x: Tensor) -> RecommenderModel:
+        """The model whose rows are x [S, d]."""
+        model, rows = self._start.linearization.model, self._start.rows
+        if rows is not None:
+            x = model.embedding.index_copy(0, rows, x)
+        return model.with_embedding(x)
+
+    def at(self, x: Tensor) -> AnchoredPoint:
+        """The point x [S, d]."""
+        if x is self.x0:
+            return self.start
+        point = _linearize(self._start.removal, self.model(x), self._start.rows)
+        pull = self.damping[:, None] * (x - self.x0)
+        return AnchoredPoint(self, point, x, point.gradient() - self.linear + pull)
+
+
+class AnchoredPoint:
+    """Psi at one point, for `trust_region_newton`.
+
+    Attributes:
+        linearization: Of the retained objective.
+        damping: [S] mu.
+        value: Psi, up to a constant.
+        gradient: [S, d].
+    """
+
+    def __init__(
+        self,
+        psi: AnchoredObjective,
+        linearization: Linearization | RestrictedLinearization,
+        x: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        self.linearization = linearization
+        self.damping = psi.damping
+        self.gradient = gradient
+        step = x - psi.x0
+        terms = 0.5 * psi.damping[:, None] * step - psi.linear
+        self.value = linearization.value + float(ops.dot(terms, step))
+
+    def hessian(self) -> HessianOperator:
+        """The exact Hessian of Psi."""
+        return HessianOperator.at(self.linearization, self.damping)
