@@ -33,6 +33,7 @@ from ifru_ext.interactions import Interactions
 from ifru_ext.io.store import load_model, save_model
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
+from ifru_ext.pruning import Pruning
 from ifru_ext.train import train
 from ifru_ext.verify import auc, distance, verify
 
@@ -71,7 +72,7 @@ class Regularised:
     l2_per_sample: float = 0.006
     epochs: int = 5
     learning_rate: float = 0.01
-    polish_rtol: float = 1e-4
+    polish_rtol: float = 1e-6
 
     @property
     def objective(self) -> Objective:
@@ -150,7 +151,9 @@ CASES = (
 
 # What `unlearn` is called with.
 METHODS: dict[str, dict[str, Any]] = {
+    "auto": {},
     "influence": {"method": "influence"},
+    "pruned": {"pruning": Pruning(hops=0)},
 }
 
 # Share of the rows, or number of users.
@@ -348,12 +351,14 @@ class _Bench:
             options = {**METHODS[method], "objective": objective}
             combined = unlearn(original, train, Forget(interactions=rows), **options).model
             model, data = original, train
-            number = torch.arange(len(train))
+            anchor, number = None, torch.arange(len(train))
             begin = time.perf_counter()
             for part in rows[_permutation(len(rows))].tensor_split(n_parts):
                 mask = torch.isin(number, part)
-                result = unlearn(model, data, Forget(interactions=mask), **options)
-                model, data, number = result.model, result.retained, number[~mask]
+                request = Forget(interactions=mask)
+                result = unlearn(model, data, request, anchor=anchor, **options)
+                model, data, anchor = result.model, result.retained, result.anchor
+                number = number[~mask]
             seconds = time.perf_counter() - begin
             found = {}
             for place, rows_of in (("test", self._split.test), ("forget", forgotten)):
