@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tables import hvp_text, propagate_text
+from tables import hvp_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -49,6 +49,7 @@ GENERATED = {
     "demo": ("benchmarks/results/demo.json", demo_text),
     "hvp": ("benchmarks/results/hvp.json", hvp_text),
     "propagate": ("benchmarks/results/propagate.json", propagate_text),
+    "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
 }
 
 
