@@ -15,7 +15,7 @@ from ifru_ext.io.store import load_model, save_model
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
-from ifru_ext.solvers import SolveReason, SolveResult, cg, steihaug
+from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
 
 __version__ = native.build["version"]
@@ -35,7 +35,9 @@ __all__ = [
     "UnlearnReport",
     "UnlearnResult",
     "cg",
+    "cg_batch",
     "load_model",
+    "minres",
     "native",
     "polish",
     "read_interactions",
