@@ -12,6 +12,7 @@ from ifru_ext.influence import UnlearnReport, UnlearnResult, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import load_model, save_model
+from ifru_ext.lanczos import LanczosResult, lanczos_apply, spectral_filter
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
@@ -27,6 +28,7 @@ __all__ = [
     "HessianOperator",
     "IdMap",
     "Interactions",
+    "LanczosResult",
     "LightGCN",
     "MatrixFactorization",
     "Objective",
@@ -36,12 +38,14 @@ __all__ = [
     "UnlearnResult",
     "cg",
     "cg_batch",
+    "lanczos_apply",
     "load_model",
     "minres",
     "native",
     "polish",
     "read_interactions",
     "save_model",
+    "spectral_filter",
     "steihaug",
     "train",
     "unlearn",

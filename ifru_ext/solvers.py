@@ -302,7 +302,7 @@ class _Iteration:
         self._scalars = torch.stack([system.scalars for system in systems])
         for system, p, scalars in zip(systems, self._p, self._scalars, strict=True):
             system.p, system.scalars = p, scalars
-        self._product = _product_of(A)
+        self._product = product_of(A)
         self._record = record and self._p.is_cuda and _capturable(A, M)
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -498,7 +498,7 @@ def _steihaug(
     history = [rhs_norm]
     reason = SolveReason.CONVERGED if rhs_norm <= tolerance else SolveReason.MAXITER
     num_iters = num_matvecs = 0
-    product, ap = _product_of(A), torch.empty_like(b)
+    product, ap = product_of(A), torch.empty_like(b)
     while reason is SolveReason.MAXITER and num_iters < maxiter:
         if not 0 < rz < math.inf:
             reason = _bad_product(rz)
@@ -615,7 +615,7 @@ def _minres(
         reason = SolveReason.NONFINITE
     elif residual_norm <= tolerance:  # r is the true residual here
         reason = SolveReason.CONVERGED
-    product = _product_of(A)
+    product = product_of(A)
     steps: Iterator[SolveReason | None] | None = None
     while reason is None and num_iters < maxiter:
         if steps is None:
@@ -768,7 +768,7 @@ def _bad_product(rz: float) -> SolveReason:
     return SolveReason.BAD_PRECONDITIONER if math.isfinite(rz) else SolveReason.NONFINITE
 
 
-def _product_of(A: LinearOperator) -> Callable[[Tensor, Tensor], object]:
+def product_of(A: LinearOperator) -> Callable[[Tensor, Tensor], object]:
     """(v, out): writes A v to out, for one vector [N, d] or several [k, N, d]."""
     if _writes(A):
         return A.matvec_into
