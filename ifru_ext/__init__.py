@@ -16,6 +16,11 @@ from ifru_ext.lanczos import LanczosResult, lanczos_apply, spectral_filter
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
+from ifru_ext.preconditioners import (
+    BlockJacobiPreconditioner,
+    JacobiPreconditioner,
+    NystromPreconditioner,
+)
 from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
 
@@ -23,14 +28,17 @@ __version__ = native.build["version"]
 
 __all__ = [
     "BipartiteGraph",
+    "BlockJacobiPreconditioner",
     "Forget",
     "GaussNewtonOperator",
     "HessianOperator",
     "IdMap",
     "Interactions",
+    "JacobiPreconditioner",
     "LanczosResult",
     "LightGCN",
     "MatrixFactorization",
+    "NystromPreconditioner",
     "Objective",
     "SolveReason",
     "SolveResult",
