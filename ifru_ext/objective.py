@@ -200,6 +200,7 @@ class Objective:
         stream = data.adjacency.stream()
         return Linearization(
             model=model,
+            adjacency=data.adjacency,
             stream=stream,
             degree=data.degrees(omitted=omitted),
             features=model.features(),
