@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -16,12 +17,15 @@ from ifru_ext import (
     HessianOperator,
     Interactions,
     Objective,
+    Pruning,
     polish,
     train,
     unlearn,
 )
-from ifru_ext.anchored import implied_ridge
+from ifru_ext.anchored import AnchoredObjective, Start, implied_ridge
 from ifru_ext.datasets import synthetic
+from ifru_ext.minimize import newton_steps
+from ifru_ext.removal import Removal, Spillover
 from ifru_ext.verify import compare, distance
 
 KINDS = ("mf", "lightgcn")
@@ -54,39 +58,99 @@ def retrain(model, retained, objective):
     return polish(start, retained, objective, rtol=1e-8)[0]
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Forget(interactions=torch.arange(20)),
-        Forget(users=[3]),
-        Forget(items=[5, 9]),
-        Forget(users=[1, 2], items=[4], interactions=[7, 7, 100]),
-    ],
-    ids=["rows", "user", "items", "mixture"],
-)
-def test_the_step_goes_towards_the_retrained_model(trained, request_):
-    model, data, objective = trained
-    result = unlearn(model, data, request_, objective=objective)
-    retrained = retrain(model, result.retained, objective)
-    forgotten = data.subset(request_.resolve(data))
-    for rows, share in ((forgotten, 0.4), (data, 0.9)):
-        before = distance(model, retrained, rows, objective)
-        assert distance(result.model, retrained, rows, objective) < share * before
-    assert result.report.residual < 0.6
-    assert result.solve.converged
-    # Two-sided: the loss on the forgotten rows is the retrained model's, not more.
-    unlearned, truth, original = (
+REQUESTS = {
+    "rows": Forget(interactions=torch.arange(20)),
+    "user": Forget(users=[3]),
+    "items": Forget(items=[5, 9]),
+    "mixture": Forget(users=[1, 2], items=[4], interactions=[7, 7, 100]),
+}
+
+
+@functools.cache
+def retrained_model(kind, name):
+    model, data, objective = trained_model(kind)
+    retained = data.subset(~REQUESTS[name].resolve(data))
+    return retrain(model, retained, objective)
+
+
+def check_complete(model, original, retrained, forgotten, data, objective, share):
+    """Two-sided: by how much of the way the model is off, in predictions and in the loss."""
+    for rows in (forgotten, data):
+        before = distance(original, retrained, rows, objective)
+        assert distance(model, retrained, rows, objective) <= share * before
+    loss, truth, before = (
         compare(m, retrained, data, forgotten, objective).forget_loss
-        for m in (result.model, retrained, model)
+        for m in (model, retrained, original)
     )
-    assert abs(unlearned - truth) < 0.5 * abs(original - truth) + 1e-12
+    assert abs(loss - truth) <= share * abs(before - truth)
+
+
+@pytest.mark.parametrize(
+    ("options", "share", "residual"),
+    [
+        ({"method": "influence"}, 0.9, 0.6),
+        ({"method": "newton"}, 1e-3, 1e-4),
+        ({}, 0.02, 1e-3),
+    ],
+    ids=["influence", "newton", "auto"],
+)
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unlearned_is_retrained(kind, name, options, share, residual):
+    model, data, objective = trained_model(kind)
+    retrained = retrained_model(kind, name)
+    forgotten = data.subset(REQUESTS[name].resolve(data))
+    result = unlearn(model, data, REQUESTS[name], objective=objective, **options)
+    check_complete(result.model, model, retrained, forgotten, data, objective, share)
+    assert result.solve.converged
+    assert result.report.residual <= residual
+    assert result.report.residual_all == result.report.residual == result.certify()
+    assert result.report.method == options.get("method", "newton")
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_doing_nothing_nor_forgetting_too_much_is_complete(kind, name):
+    model, data, objective = trained_model(kind)
+    retrained = retrained_model(kind, name)
+    forgotten = data.subset(REQUESTS[name].resolve(data))
+    done = unlearn(model, data, REQUESTS[name], objective=objective).model
+    check = functools.partial(
+        check_complete, original=model, retrained=retrained, forgotten=forgotten, data=data
+    )
+    check(done, objective=objective, share=0.5)
+    further = done.with_embedding(2.5 * done.embedding - 1.5 * model.embedding)
+    for wrong in (model, further):
+        with pytest.raises(AssertionError):
+            check(wrong, objective=objective, share=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_newton_lowers_the_anchored_objective(kind):
+    # Far from stationary, where the Hessian is indefinite: the trust region has work to do.
+    model, data, objective = trained_model(kind)
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn(model.embedding.shape, generator=g, dtype=torch.float64)
+    start = model.with_embedding(model.embedding + 0.5 * noise)
+    forget = Forget(users=[2, 3])
+    removal = Removal.of(start, data, forget, objective)
+    rows = removal.live.nonzero()[:, 0]
+    psi = AnchoredObjective(
+        Start.of(removal, rows), torch.zeros(model.n_nodes, dtype=torch.float64)
+    )
+    values = [psi.start.value]
+    for steps in (1, 2, 4, 8):
+        solution = newton_steps(psi, gtol=0.0, max_steps=steps, convex_only=False, callback=None)
+        values.append(psi.at(solution.x).value)
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < values[0]
 
 
 def test_the_right_hand_side_is_the_gradient_of_what_is_forgotten():
     # For MF the gradients of the rows themselves, whatever the others are.
     model, data, objective = trained_model("mf")
     forget = Forget(interactions=torch.arange(30))
-    result = unlearn(model, data, forget, objective=objective)
+    result = unlearn(model, data, forget, objective=objective, method="influence")
     own = objective.gradient(model, data.subset(torch.arange(30)))
     ridge_of_others = objective.l2 * model.embedding  # l2 counts once in each gradient
     g = own - ridge_of_others
@@ -98,7 +162,12 @@ def test_the_solution_solves_the_system(trained, curvature):
     model, data, objective = trained
     forget = Forget(interactions=torch.arange(25))
     result = unlearn(
-        model, data, forget, objective=objective, curvature=curvature, damping=0.5, rtol=1e-9
+        *(model, data, forget),
+        objective=objective,
+        method="influence",
+        curvature=curvature,
+        damping=0.5,
+        rtol=1e-9,
     )
     operator_type = HessianOperator if curvature == "hessian" else GaussNewtonOperator
     new_model = model
@@ -110,10 +179,11 @@ def test_the_solution_solves_the_system(trained, curvature):
     assert result.report.solve_residual < 1e-9
 
 
-def test_the_certificate_is_the_gradient_of_the_anchored_objective(trained):
+@pytest.mark.parametrize("method", ["influence", "newton"])
+def test_the_certificate_is_the_gradient_of_the_anchored_objective(trained, method):
     model, data, objective = trained
     forget = Forget(users=[2], interactions=torch.arange(10))
-    result = unlearn(model, data, forget, objective=objective, damping=0.3)
+    result = unlearn(model, data, forget, objective=objective, damping=0.3, method=method, rtol=0.1)
     rho = objective.gradient(model, data)
     start = model
     if model.graph is not None:
@@ -123,6 +193,44 @@ def test_the_certificate_is_the_gradient_of_the_anchored_objective(trained):
     left = objective.gradient(result.model, result.retained) - rho + 0.3 * delta
     g = rho - objective.gradient(start, result.retained)
     assert result.report.residual == pytest.approx(float((left * live).norm() / (g * live).norm()))
+
+
+def moved_rows(result, model):
+    return (result.model.embedding != model.embedding).any(1).nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("method", ["influence", "newton"])
+@pytest.mark.parametrize("pruning", [Pruning(), Pruning(1, 0.2)], ids=["hop 0", "hop 1"])
+def test_pruned_rows_alone_change(trained, pruning, method):
+    model, data, objective = trained
+    forget = Forget(users=[2], interactions=torch.arange(5))
+    options = {"objective": objective, "method": method, "pruning": pruning}
+    result = unlearn(model, data, forget, **options)
+    rows = pruning.select(data, forget.resolve(data).nonzero()[:, 0]).rows
+    assert torch.equal(moved_rows(result, model), rows)
+    assert result.report.n_rows == len(rows) - 1  # user 2 is erased, not solved for
+    assert result.report.pruning["kept"] == list(
+        pruning.select(data, forget.resolve(data).nonzero()[:, 0]).kept
+    )
+    # The residual over the rows is the whole's restricted to them.
+    start = Start.of(Removal.of(model, data, forget, objective), None)
+    mu = torch.zeros(model.n_nodes, dtype=torch.float64)
+    left = AnchoredObjective(start, mu).at(result.model.embedding).gradient
+    solved = rows[rows != 2]
+    g = start.g[solved].norm()
+    assert result.report.residual == pytest.approx(float(left[solved].norm() / g), rel=1e-6)
+    live = torch.arange(model.n_nodes) != 2
+    everything = float((left * live[:, None]).norm() / (start.g * live[:, None]).norm())
+    assert result.certify() == pytest.approx(everything, rel=1e-6)
+    assert result.certify() > result.report.residual
+    assert torch.equal(result.undo().embedding, model.embedding)
+
+
+def test_a_pruned_newton_step_is_the_minimum_over_its_rows(trained):
+    model, data, objective = trained
+    options = {"objective": objective, "method": "newton", "rtol": 1e-8, "pruning": Pruning()}
+    result = unlearn(model, data, Forget(users=[2]), **options)
+    assert result.report.residual <= 1e-8
 
 
 def test_what_has_no_interaction_left_is_erased(trained):
@@ -145,6 +253,49 @@ def test_the_new_graph_is_the_retained_one():
     assert result.model.graph.n_edges == model.graph.n_edges - 10
     expected = BipartiteGraph.from_interactions(result.retained)
     assert result.model.graph.adjacency.same_as(expected.adjacency)
+
+
+def test_an_erased_row_can_be_the_mean(trained):
+    model, data, objective = trained
+    result = unlearn(model, data, Forget(users=[2]), objective=objective, erase="mean")
+    others = (result.retained.degrees()[: data.n_users] > 0).nonzero()[:, 0]
+    mean = model.user_embedding[others].mean(0)
+    torch.testing.assert_close(result.model.user_embedding[2], mean)
+    zero = unlearn(model, data, Forget(users=[2]), objective=objective)
+    rest = torch.arange(model.n_nodes) != 2
+    torch.testing.assert_close(result.model.embedding[rest], zero.model.embedding[rest])
+
+
+def dense_paper_gradient(model, data, objective, forget):
+    """Autograd through the rows that the 1 % rule takes."""
+    gone = forget.resolve(data)
+    after = model.with_graph(BipartiteGraph.from_interactions(data.subset(~gone)))
+    old, new = (m.graph.adjacency.degrees() for m in (model, after))
+    lost = (old - new) > 0.01 * old
+    spilled = (lost[data.user] | lost[data.item + data.n_users]) & ~gone
+    plain = dataclasses.replace(objective, l2=0.0, l2_per_sample=0.0)
+
+    def gradient(m, rows):
+        return plain.gradient(m, data.subset(rows))
+
+    own = objective.l2_per_sample * (data.degrees() - data.subset(~gone).degrees()).double()
+    direct = gradient(model, gone) + own[:, None] * model.embedding
+    return direct + gradient(model, spilled) - gradient(after, spilled), spilled
+
+
+def test_the_papers_spillover_takes_rows_at_changed_nodes_alone():
+    model, data, objective = trained_model("lightgcn")
+    forget = Forget(interactions=data.positive.nonzero()[:3, 0])
+    expected, spilled = dense_paper_gradient(model, data, objective, forget)
+    assert 0 < int(spilled.sum()) < len(data) - 3
+    removal = Removal.of(model, data, forget, objective)
+    got = removal.forget_gradient(None, Spillover.PAPER)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    assert not torch.allclose(got, removal.forget_gradient(None), rtol=0, atol=1e-6)
+    options = {"objective": objective, "damping": 0.1, "rtol": 1e-9}
+    result = unlearn(model, data, forget, spillover="paper", **options)
+    operator = GaussNewtonOperator(removal.start, result.retained, objective, damping=0.1)
+    torch.testing.assert_close(operator @ result.solve.x, expected, rtol=0, atol=1e-7)
 
 
 def test_undo_gives_back_the_original_and_nothing_is_changed(trained):
