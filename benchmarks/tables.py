@@ -126,11 +126,13 @@ def _in_a_row(name: str, section: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def _unlearn_notes(report: dict[str, Any]) -> str:
-    e = report["environment"]
+    e = report["sections"][0]["environment"]
+    seeds = sorted({section["seeds"] for section in report["sections"]})
     return (
-        f"Before → after (retrained, mean of {report['seeds']}; its distances are those of the "
-        "retrained models to each other). Utility with its difference to the retrained models', "
-        f"bold where more than {_LOST} is lost. ms: from the request to the written model. Times "
+        f"Before → after (retrained, mean of {' or '.join(map(str, seeds))}; its distances are "
+        "those of the retrained models to each other). Utility with its difference to the "
+        f"retrained models', bold where more than {_LOST} is lost. ms: from the request to the "
+        "written model. Times "
         "faster than retraining with the same ops, by processor time. float32, "
         f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}, {e['isa']}, torch {e['torch']}, "
         "on a machine that did other work too."

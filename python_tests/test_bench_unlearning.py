@@ -165,12 +165,13 @@ def tables():
 def test_command_measures_and_keeps_models(ifru, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = "--data", "tiny/mf", "--seeds", "2", "--models", "models", "--sequential", "3"
+    options += "--methods", "auto"
     code, out, err = ifru("bench", "unlearn", *options, "--requests", "1-user,5%")
     assert code == 0, err
     report = json.loads((tmp_path / "bench-unlearn.json").read_text())
     sections = report["sections"]
-    asked = [(s["request"], s.get("flipped")) for s in sections]
-    assert asked == [("1-user", False), ("5%", False), ("5%", True), ("sequential", None)]
+    asked = [(s["request"], s["flipped"]) for s in sections]
+    assert asked == [("1-user", False), ("5%", False), ("5%", True), ("sequential", False)]
     for section in sections[:-1]:
         assert "training on" in out
         for row in section["methods"]:
@@ -186,11 +187,13 @@ def test_command_measures_and_keeps_models(ifru, tmp_path, monkeypatch):
     for row in sections[-1]["methods"]:
         assert row["parts_forget"] < row["original_forget"]
 
-    code, out, err = ifru("bench", "unlearn", *options, "--requests", "5%", "--methods", "auto")
+    code, out, err = ifru("bench", "unlearn", *options, "--requests", "5%")
     assert code == 0, err
     assert "training on" not in out
     again = json.loads((tmp_path / "bench-unlearn.json").read_text())["sections"]
-    for old, new in zip(sections[1:3], again[:2], strict=True):
+    assert [(s["request"], s["flipped"]) for s in again] == asked
+    assert again[0] == sections[0]  # was not measured again
+    for old, new in zip(sections[1:3], again[1:3], strict=True):
         assert old["retraining_seconds"] == new["retraining_seconds"]
         assert old["methods"][0]["verification"] == new["methods"][0]["verification"]
 
@@ -199,6 +202,15 @@ def test_command_measures_and_keeps_models(ifru, tmp_path, monkeypatch):
     assert len(lines) == 5
     assert len({line.count("|") for line in lines}) == 1
     assert "3 requests in a row" in text
+
+
+def test_a_file_of_something_else_is_not_replaced(ifru, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text('{"benchmark": "hvp", "sections": []}')
+    code, _, err = ifru("bench", "unlearn", "--data", "tiny/mf", "--json", path)
+    assert code == 2
+    assert "--json: expected no file or one of this benchmark" in err
+    assert "hvp" in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def unlearn_command(
 
     ml-1m and gowalla are read from NAME.npz in the folder that IFRU_EXT_DATA names.
 
+    What an earlier run wrote to the file stays, but for what is measured again.
+
     Example: ifru bench unlearn --data ml-100k --requests 1-user,1% --seeds 2
     """
     settings = UnlearningSettings(
@@ -126,13 +128,43 @@ def unlearn_command(
         threads=max(_thread_counts(str(threads))),
     )
     target = _writable(_default_path("unlearn") if path is None else path)
+    earlier = _sections_of(target, "unlearn") if target.exists() else []
 
     def keep(report: dict[str, Any]) -> None:
-        write_atomic(target, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+        merged = {**report, "sections": _merged(earlier, report["sections"])}
+        write_atomic(target, (json.dumps(merged, indent=2, allow_nan=False) + "\n").encode())
         _print_request(report["sections"][-1])
 
     run_unlearning(settings, keep, lambda text: out.print(f"[dim]{text} ...[/dim]"))
     out.print(f"Written: {target}", markup=False)
+
+
+def _sections_of(path: Path, benchmark: str) -> list[dict[str, Any]]:
+    try:
+        report = json.loads(path.read_bytes())
+        if report["benchmark"] == benchmark:
+            return list(report["sections"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"--json: expected no file or one of this benchmark, got {path}")
+
+
+def _merged(earlier: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each request once, in the order of cases and requests."""
+    order = [*REQUESTS, "sequential"]
+
+    def place(section: dict[str, Any]) -> tuple[int, int, bool]:
+        case = f"{section['data']}/{section['case']}"
+        position = _CASES.index(case) if case in _CASES else len(_CASES)
+        request = section["request"]
+        return (
+            position,
+            order.index(request) if request in order else len(order),
+            section["flipped"],
+        )
+
+    sections = {place(section): section for section in [*earlier, *measured]}
+    return [sections[at] for at in sorted(sections)]
 
 
 def _names(text: str) -> list[str]:
@@ -154,7 +186,7 @@ def _cases(text: str) -> list[Case]:
 
 
 def _print_request(section: dict[str, Any]) -> None:
-    flipped = " with flipped labels" if section.get("flipped") else ""
+    flipped = " with flipped labels" if section["flipped"] else ""
     out.print(
         f"[bold]{section['data']}, {section['model']}[/bold]: {section['request']}{flipped}, "
         f"{section['n_forgotten']:,} of {section['n_interactions']:,} rows"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -31,6 +29,7 @@ from ifru_ext.bench.timing import (
     call_overhead,
     extra_memory,
     interleave,
+    processor,
     thread_section,
 )
 from ifru_ext.environment import environment
@@ -103,7 +102,7 @@ def _run(
         "benchmark": name,
         "environment": {
             **environment(torch.float32),
-            "processor": _processor(),
+            "processor": processor(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         },
         "repeats": settings.repeats,
@@ -258,16 +257,6 @@ def _overhead(raw: Callable[[], object], wrapped: Callable[[], object]) -> dict[
     """Microseconds of a call of the op in torch.ops, and of its wrapper in ifru_ext.ops."""
     with thread_section(1):
         return {"raw": 1e6 * call_overhead(raw), "wrapper": 1e6 * call_overhead(wrapped)}
-
-
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 @contextmanager

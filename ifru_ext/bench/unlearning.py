@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext.bench.splits import Split, load_split
+from ifru_ext.bench.timing import processor
 from ifru_ext.bench.training import EarlyStopping, train_early_stopped
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, listing
@@ -225,12 +226,6 @@ def run_unlearning(
     """
     report: dict[str, Any] = {
         "benchmark": "unlearn",
-        "environment": {
-            **environment(torch.float32),
-            "threads": settings.threads,
-            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        },
-        "seeds": settings.seeds,
         "runs": _RUNS,
         "sections": [],
     }
@@ -370,6 +365,7 @@ class _Bench:
         return {
             **self._head(train),
             "request": "sequential",
+            "flipped": False,
             "n_parts": n_parts,
             "n_forgotten": len(rows),
             "methods": methods,
@@ -388,6 +384,13 @@ class _Bench:
             "n_users": data.n_users,
             "n_items": data.n_items,
             "n_interactions": len(data),
+            "seeds": self._settings.seeds,
+            "environment": {
+                **environment(torch.float32),
+                "processor": processor(),
+                "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+                "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            },
         }
 
     def _unlearn(
