@@ -42,7 +42,7 @@ __all__ = ["CASES", "METHODS", "REQUESTS", "Case", "UnlearningSettings", "run_un
 
 # A pure function of milliseconds: its median is steadier than one run.
 _RUNS = 3
-_RANKED_USERS = 2000
+_RANKED_USERS = 500
 _ORIGINAL_SEED = 0
 _TRAINING = "training.json"
 
