@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -136,7 +137,12 @@ class Start:
         if dtype is not None and dtype != model.dtype:
             model = model.to(dtype)
         g = removal.forget_gradient(rows) if g is None else g
-        point = _linearize(removal, model, rows)
+        linearize, data, omitted = removal.objective.linearize, removal.data, removal.omitted
+        point: Linearization | RestrictedLinearization
+        if rows is None:
+            point = linearize(model, data, omitted=omitted)
+        else:
+            point = linearize(model, data, rows, omitted=omitted)
         return cls(removal, rows, g, point, point.gradient().double())
 
     @property
@@ -144,7 +150,7 @@ class Start:
         """[S, d] float64: the gradient of what the model was trained on, at the model."""
         return self.gradient + self.g
 
-    @property
+    @cached_property
     def embedding(self) -> Tensor:
         """[S, d]: the rows that may change."""
         embedding = self.linearization.model.embedding
@@ -154,15 +160,6 @@ class Start:
         """For fewer rows [R], of those of this one."""
         at = rows if self.rows is None else torch.searchsorted(self.rows, rows)
         return Start.of(self.removal, rows, self.linearization.model.dtype, self.g[at])
-
-
-def _linearize(
-    removal: Removal, model: RecommenderModel, rows: Tensor | None
-) -> Linearization | RestrictedLinearization:
-    linearize = removal.objective.linearize
-    if rows is None:
-        return linearize(model, removal.data, omitted=removal.omitted)
-    return linearize(model, removal.data, rows, omitted=removal.omitted)
 
 
 class AnchoredObjective:
@@ -196,16 +193,13 @@ class AnchoredObjective:
 
     def model(self, x: Tensor) -> RecommenderModel:
         """The model whose rows are x [S, d]."""
-        model, rows = self._start.linearization.model, self._start.rows
-        if rows is not None:
-            x = model.embedding.index_copy(0, rows, x)
-        return model.with_embedding(x)
+        return self._start.linearization.model.with_rows(self._start.rows, x)
 
     def at(self, x: Tensor) -> AnchoredPoint:
         """The point x [S, d]."""
         if x is self.x0:
             return self.start
-        point = _linearize(self._start.removal, self.model(x), self._start.rows)
+        point = self._start.linearization.at(self.model(x))
         pull = self.damping[:, None] * (x - self.x0)
         return AnchoredPoint(self, point, x, point.gradient() - self.linear + pull)
 

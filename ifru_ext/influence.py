@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from ifru_ext.operators import GaussNewtonOperator, HessianOperator, checked_dam
 from ifru_ext.pruning import Pruning, Selection
 from ifru_ext.removal import Erase, Removal, Spillover, parse
 from ifru_ext.report.unlearning import CERTIFICATE_TEXT, UnlearnReport
-from ifru_ext.solvers import SolveReason, SolveResult, norm
+from ifru_ext.solvers import SolveReason, SolveResult, cg, norm
 
 __all__ = [
     "Curvature",
@@ -221,15 +221,17 @@ def unlearn(
             tolerance = _newton_tolerance(rtol, chosen, reasons)
             start = _precise_enough(start, tolerance, reasons)
             psi = AnchoredObjective(start, mu, anchor)
-            solution = newton_steps(
+            newton = partial(
+                newton_steps,
                 psi,
                 gtol=tolerance * g_norm,
                 max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
-                convex_only=chosen is Method.AUTO,
                 callback=callback,
             )
             if chosen is Method.AUTO:
-                solution = _judged(solution, reasons)
+                solution = _newton_at_a_minimum(newton, start, mu, reasons)
+            else:
+                solution = newton(convex_only=False)
         used = Method.INFLUENCE if solution is None else Method.NEWTON
         gauss_newton = used is Method.INFLUENCE and matrix is not Curvature.HESSIAN
         if solution is None:
@@ -247,7 +249,7 @@ def unlearn(
             )
 
     with _phase(seconds, "certificate"):
-        result = psi.model(solution.x).to(model.dtype)
+        result = psi.model(solution.x).to(model.dtype)  # checks that it is finite
         undo = _Undo.of(removal, start.rows, regime, mu, anchor)
         residual = _ratio(_left(psi, result, start.rows), g_norm)
         residual_all = None
@@ -489,16 +491,34 @@ def _precise_enough(start: Start, rtol: float, reasons: list[str]) -> Start:
     return start if reached else exact
 
 
-def _judged(solution: Solution, reasons: list[str]) -> Solution | None:
-    """The Newton steps, or None where the influence step is to be taken instead."""
-    if solution.solve.reason is SolveReason.NEGATIVE_CURVATURE:
+def _newton_at_a_minimum(
+    newton: Callable[..., Solution], start: Start, mu: Tensor, reasons: list[str]
+) -> Solution | None:
+    """Newton steps, or None where the model is at a saddle of what it was trained on."""
+    solution = newton(convex_only=True)
+    if solution.solve.reason is not SolveReason.NEGATIVE_CURVATURE:
+        reasons.append("method newton: the model is stationary and no negative curvature was met")
+        return solution
+    # Without the forgotten rows there may be some at a minimum too: then the trust region is right.
+    removal, rows = start.removal, start.rows
+    operator = HessianOperator(
+        *(removal.model, removal.data, removal.objective),
+        damping=mu if rows is None else mu[rows],
+        rows=rows,
+    )
+    g = start.g.to(operator.dtype)
+    probe = cg(operator, g, rtol=0.1, maxiter=100, M=operator.ridge_inverse)
+    if probe.reason is not SolveReason.NEGATIVE_CURVATURE:
         reasons.append(
-            "method influence: the Hessian has negative curvature, met after "
-            f"{solution.solve.num_matvecs} products, where Newton steps lead away"
+            "method newton: the model is stationary; negative curvature was met without the "
+            "forgotten rows, none with them"
         )
-        return None
-    reasons.append("method newton: the model is stationary and no negative curvature was met")
-    return solution
+        return newton(convex_only=False)
+    reasons.append(
+        "method influence: the model is at a saddle, its Hessian's negative curvature was met "
+        f"after {probe.num_matvecs} products; Newton steps would lead away"
+    )
+    return None
 
 
 def _newton_tolerance(rtol: float | None, method: Method, reasons: list[str]) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from ifru_ext.adjacency import Adjacency, AdjacencySlice, Stream
 from ifru_ext.errors import InputError
 from ifru_ext.graph import InducedPropagation
 from ifru_ext.models import RecommenderModel
+from ifru_ext.triples import Triples
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "CurvatureEntries",
+    "Derivatives",
     "GatheredLinearization",
     "Linearization",
     "RestrictedLinearization",
@@ -32,6 +38,10 @@ __all__ = [
 # The first five arguments of `ops.ggn_diagonal` and `ops.ggn_blocks`: row pointer, neighbour, other
 # neighbour or None, curvature of the entries, and the features of all nodes.
 CurvatureEntries: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
+
+# From the features [N, d] to loss, r and w of each interaction: what a loss does with its data. r
+# and w are in the order in which the products walk.
+Derivatives: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Scope(Enum):
@@ -89,25 +99,33 @@ class Linearization:
     Attributes:
         model: The point.
         adjacency: Of the interactions.
-        stream: Of the interactions.
+        stream: Of the interactions, or their triples for a pairwise loss.
         degree: [N] int64, interactions at each node.
+        derivatives: Of the loss.
         features: [N, d], F = P E.
-        loss: [E] in interaction order.
-        residual: [E] r in stream order.
-        curvature: [E] w in stream order.
+        loss: [E], or [T] for T triples.
+        residual: [E] or [T] r in stream order.
+        curvature: [E] or [T] w in stream order.
         ridge: [N].
     """
 
     model: RecommenderModel
     adjacency: Adjacency
-    stream: Stream
+    stream: Stream | Triples
     degree: Tensor
+    derivatives: Derivatives
     features: Tensor
     loss: Tensor
     residual: Tensor
     curvature: Tensor
     ridge: Tensor
     _stored: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def at(self, model: RecommenderModel) -> Linearization:
+        """The same objective at other embeddings of the same dtype, over the same graph."""
+        features = model.features()
+        loss, r, w = self.derivatives(features)
+        return replace(self, model=model, features=features, loss=loss, residual=r, curvature=w)
 
     @cached_property
     def value(self) -> float:
@@ -117,14 +135,22 @@ class Linearization:
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
-        indices, embedding = self.stream.indices, self.model.embedding
+        embedding = self.model.embedding
         if self.model.graph is None:
-            return ops.pointwise_gradient(*indices, self.residual, embedding, self.ridge)
-        inner = ops.pointwise_gradient(*indices, self.residual, self.features)
+            return self._inner_gradient(embedding, self.ridge)
+        inner = self._inner_gradient(self.features, None)
         return self.model.propagate(inner, self.ridge, embedding)
+
+    def _inner_gradient(self, f: Tensor, ridge: Tensor | None) -> Tensor:
+        if isinstance(self.stream, Triples):
+            return ops.pairwise_gradient(*self.stream.indices, self.residual, f, ridge)
+        return ops.pointwise_gradient(*self.stream.indices, self.residual, f, ridge)
 
     def curvature_entries(self) -> CurvatureEntries:
         """The curvatures by node, for C_F's diagonal and its blocks; equation (7)."""
+        if isinstance(self.stream, Triples):
+            t = self.stream
+            return t.rowptr, t.neighbor, t.other, t.by_entry(self.curvature), self.features
         by_interaction = torch.empty_like(self.curvature)
         by_interaction.index_copy_(0, self.stream.edge.long(), self.curvature)
         a = self.adjacency
@@ -163,7 +189,10 @@ class Linearization:
             f = self._stored_features(storage)
             z, scale = _rounded(z, keep.like("stored", z, storage))
         common = (self.curvature, f, z, diagonal if identity else None)
-        if exact:
+        if isinstance(self.stream, Triples):
+            y = self._pairwise_product(self.stream, common, exact)
+            y = y if inner is None else inner.copy_(y)
+        elif exact:
             y = ops.pointwise_hvp(*self.stream.indices, self.residual, *common, out=inner)
         else:
             y = ops.pointwise_ggn(*self.stream.indices, *common, out=inner)
@@ -173,6 +202,16 @@ class Linearization:
             return y
         out = torch.empty_like(y) if out is None else out
         return self.model.propagate(y, diagonal, v, out=out, scratch=propagated)
+
+    def _pairwise_product(
+        self,
+        triples: Triples,
+        common: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        exact: bool,
+    ) -> Tensor:
+        if exact:
+            return ops.pairwise_hvp(*triples.indices, self.residual, *common)
+        return ops.pairwise_ggn(*triples.indices, *common)
 
     def _stored_features(self, dtype: torch.dtype) -> Tensor:
         """The features in 16 bits, made once."""
@@ -225,6 +264,10 @@ class RestrictedLinearization(ABC):
     rows: Tensor
     ridge: Tensor
 
+    @abstractmethod
+    def at(self, model: RecommenderModel) -> Self:
+        """The same at other embeddings of the same dtype, over the same graph."""
+
     @property
     @abstractmethod
     def value(self) -> float:
@@ -260,6 +303,7 @@ class SlicedLinearization(RestrictedLinearization):
         within: [S] int64, where `rows` stand in T.
         part: The entries of T among all interactions.
         propagation: P among T; None where nothing is propagated, and T = S.
+        derivatives: Of the loss, for each entry.
         features: [N, d], F = P E of the whole graph.
         loss: [entries].
         residual: [entries] r.
@@ -269,10 +313,17 @@ class SlicedLinearization(RestrictedLinearization):
     within: Tensor
     part: AdjacencySlice
     propagation: InducedPropagation | None
+    derivatives: Derivatives
     features: Tensor
     loss: Tensor
     residual: Tensor
     curvature: Tensor
+
+    def at(self, model: RecommenderModel) -> SlicedLinearization:
+        """The same entries at other embeddings."""
+        features = model.features()
+        loss, r, w = self.derivatives(features)
+        return replace(self, model=model, features=features, loss=loss, residual=r, curvature=w)
 
     @cached_property
     def value(self) -> float:
@@ -321,6 +372,10 @@ class GatheredLinearization(RestrictedLinearization):
     """
 
     full: Linearization
+
+    def at(self, model: RecommenderModel) -> GatheredLinearization:
+        """The same rows at other embeddings."""
+        return replace(self, model=model, full=self.full.at(model))
 
     @property
     def value(self) -> float:

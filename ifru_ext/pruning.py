@@ -39,7 +39,8 @@ class Selection:
 class Pruning:
     """Keeps the rows that a request matters most to (IFRU, arXiv 2307.02147, section 3.3).
 
-    Hop 0 are the users and items of the forgotten interactions; all of them are kept. A further hop
+    Hop 0 are the users and items of the forgotten interactions, and their negatives where they have
+    some; all of them are kept. A further hop
     are the neighbours of the rows kept in the hop before; the most important share of them is kept.
 
     Attributes:
@@ -62,7 +63,10 @@ class Pruning:
             data: All interactions, the forgotten ones among them.
             forgotten: [k] int64, their positions.
         """
-        ends = torch.cat([data.user[forgotten], data.item[forgotten] + data.n_users])
+        items = data.item[forgotten]
+        if data.negative is not None:
+            items = torch.cat([items, data.negative[forgotten].flatten()])
+        ends = torch.cat([data.user[forgotten], items + data.n_users])
         hop, count = ends.unique(return_counts=True)
         score = count.double() / (1 + data.degrees(hop).double())
         rows = hop

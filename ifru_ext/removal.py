@@ -56,8 +56,9 @@ class Removal:
         data: All its interactions.
         objective: What it was trained on, as a sum.
         omitted: The forgotten interactions.
-        touched: [m] int64, ascending: the users and items of the forgotten interactions.
-        erased: [e] int64, ascending: those of them without an interaction left.
+        touched: [m] int64, ascending: the users and items of the forgotten interactions, of a
+            pairwise loss those of their triples.
+        erased: [e] int64, ascending: those of them without an interaction, or triple, left.
         start: The model on the retained graph, with the erased rows replaced.
     """
 
@@ -89,8 +90,9 @@ class Removal:
         objective = objective.summed()  # the scale in which two data sets can be subtracted
         objective.check(model, data)
         omitted = Omitted.of(data, ~forget.resolve(data))
-        touched = omitted.degree.nonzero()[:, 0]
-        erased = touched[data.degrees(touched, omitted) == 0]
+        left = objective.degrees(data, None, omitted)
+        touched = (objective.degrees(data) - left).nonzero()[:, 0]
+        erased = touched[left[touched] == 0]
         start = model
         if model.graph is not None:
             graph = BipartiteGraph.from_interactions(data)
@@ -99,13 +101,13 @@ class Removal:
                     f"model: expected the graph of the {graph.n_edges} positive interactions of "
                     f"data, got another one of {model.graph.n_edges} edges"
                 )
-            left = data.positive & omitted.kept
-            pairs = data.user[left], data.item[left]
+            edges = data.positive & omitted.kept
+            pairs = data.user[edges], data.item[edges]
             adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             embedding = model.embedding.clone()
-            embedding[erased] = _replacement(model, data, omitted, erased, how)
+            embedding[erased] = _replacement(model, left, erased, how)
             start = start.with_embedding(embedding)
         return cls(model, data, objective, omitted, touched, erased, start)
 
@@ -189,13 +191,11 @@ def parse(kind: type[Enum], name: str, value: object) -> Any:
         raise InputError(f"{name}: expected one of {known}, got {value!r}") from None
 
 
-def _replacement(
-    model: RecommenderModel, data: Interactions, omitted: Omitted, erased: Tensor, erase: Erase
-) -> Tensor:
-    """[e, d]: what the erased rows become."""
+def _replacement(model: RecommenderModel, degree: Tensor, erased: Tensor, erase: Erase) -> Tensor:
+    """[e, d]: what the erased rows become; the degrees are those that are left."""
     if erase is Erase.ZERO:
         return model.embedding.new_zeros(len(erased), model.dim)
-    live = data.degrees(omitted=omitted) > 0
-    sides = slice(0, data.n_users), slice(data.n_users, None)
+    live, n_users = degree > 0, model.n_users
+    sides = slice(0, n_users), slice(n_users, None)
     mean = torch.stack([model.embedding[side][live[side]].mean(0) for side in sides])
-    return mean[(erased >= data.n_users).long()]
+    return mean[(erased >= n_users).long()]

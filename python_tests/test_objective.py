@@ -162,8 +162,10 @@ def test_gradient_matches_finite_differences():
 
 
 def test_loss_names():
-    with pytest.raises(ValueError, match=r"loss: expected one of \['bce', 'mse'\], got 'bpr'"):
-        Objective(loss="bpr")
+    with pytest.raises(
+        ValueError, match=r"loss: expected one of \['bce', 'bpr', 'mse'\], got 'nll'"
+    ):
+        Objective(loss="nll")
     with pytest.raises(ValueError, match="l2: expected a finite number >= 0, got -1"):
         Objective(l2=-1)
     with pytest.raises(ValueError, match="l2_per_sample: expected a finite number >= 0, got nan"):
@@ -267,3 +269,95 @@ def test_the_value_of_some_rows_changes_as_the_whole(monkeypatch, form, kind):
         for s in ((), (rows,))
     )
     assert some == pytest.approx(whole, rel=1e-10)
+
+
+def pairwise_objective(model, data, objective, embedding):
+    """Phi of equation (4) with the loss of equation (3), row by row; differentiable, float64."""
+    f = embedding
+    if isinstance(model, LightGCN):
+        f = model.propagate(torch.eye(model.n_nodes, dtype=torch.float64)) @ embedding
+    value, degree = torch.zeros((), dtype=torch.float64), torch.zeros(data.n_nodes)
+    weight = torch.ones(len(data)) if data.weight is None else data.weight
+    for row in range(len(data)):
+        user, item = int(data.user[row]), int(data.item[row]) + data.n_users
+        for negative in (data.negative[row] + data.n_users).tolist():
+            score = f[user] @ (f[item] - f[negative])
+            value = value + weight[row].double() * torch.nn.functional.softplus(-score)
+            degree[[user, item]] += 1
+            degree[negative] += 1
+    ridge = objective.l2 + objective.l2_per_sample * degree.double()
+    value = value + (ridge * embedding.square().sum(1)).sum() / 2
+    scale = len(data) * data.n_negatives if objective.reduction == "mean" else 1
+    return value / scale
+
+
+def make_pairwise(kind, *, weighted=False, **options):
+    model, data, objective = make_problem("isolated", kind=kind, loss="bpr", **options)
+    data = Interactions(
+        *(data.user, data.item),
+        n_users=data.n_users,
+        n_items=data.n_items,
+        weight=torch.rand(len(data)) if weighted else None,
+    ).with_negatives(2, seed=1)
+    if kind == "lightgcn":
+        model = model.with_graph(BipartiteGraph.from_interactions(data))
+    return model, data, objective
+
+
+@pytest.mark.parametrize("omit", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_the_pairwise_objective_matches_autograd(kind, weighted, reduction, omit):
+    model, data, objective = make_pairwise(kind, weighted=weighted, reduction=reduction)
+    kept = torch.arange(len(data)) % 3 != 1 if omit else torch.ones(len(data), dtype=torch.bool)
+    omitted = Omitted.of(data, kept) if omit else None
+    e = model.embedding.clone().requires_grad_()
+    value = pairwise_objective(model, data.subset(kept), objective, e)
+    (gradient,) = torch.autograd.grad(value, e, create_graph=True)
+    v = direction(model)
+    (product,) = torch.autograd.grad((gradient * v).sum(), e)
+    point = objective.linearize(model, data, omitted=omitted)
+    assert point.value == pytest.approx(float(value.detach()), rel=1e-12)
+    assert relative_error(point.gradient(), gradient.detach()) < 1e-12
+    assert relative_error(HessianOperator.at(point) @ v, product) < 1e-12
+    # The Gauss-Newton product, and some rows of both.
+    assert float((v * (GaussNewtonOperator.at(point) @ v)).sum()) > 0
+    rows = torch.arange(1, model.n_nodes, 4)
+    part = torch.zeros_like(v)
+    part[rows] = v[rows]
+    (product,) = torch.autograd.grad(
+        (
+            torch.autograd.grad(
+                pairwise_objective(model, data.subset(kept), objective, e), e, create_graph=True
+            )[0]
+            * part
+        ).sum(),
+        e,
+    )
+    some = objective.linearize(model, data, rows, omitted=omitted)
+    assert relative_error(HessianOperator.at(some) @ v[rows], product[rows]) < 1e-12
+
+
+@pytest.mark.parametrize("form", [float("inf"), -1.0, "all"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_a_linearisation_moves_to_other_embeddings(monkeypatch, loss, kind, form):
+    if form != "all":
+        monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+    maker = make_pairwise if loss == "bpr" else make_problem
+    model, data, objective = maker(kind=kind)
+    rows = () if form == "all" else (torch.arange(1, model.n_nodes, 4),)
+    moved = model.with_embedding(model.embedding + direction(model))
+    got = objective.linearize(model, data, *rows).at(moved)
+    expected = objective.linearize(moved, data, *rows)
+    assert got.value == expected.value
+    assert torch.equal(got.gradient(), expected.gradient())
+
+
+def test_what_a_pairwise_loss_asks_of_the_data():
+    model, data, objective = make_problem(loss="bpr")
+    with pytest.raises(ValueError, match="data: expected a negative item in each row"):
+        objective.check(model, data)
+    with pytest.raises(ValueError, match="label: expected positive rows alone for loss 'bpr'"):
+        objective.check(model, data.with_negatives())
