@@ -86,18 +86,48 @@ def auc(scores: Tensor, labels: Tensor) -> float:
 
 
 def predictions(model: RecommenderModel, data: Interactions, objective: Objective) -> Tensor:
-    """[n] float64: what the model predicts for each row: a probability for bce, else the score."""
-    scores = model.scores(data.user, data.item).double()
-    return torch.sigmoid(scores) if objective.loss is Loss.BCE else scores
+    """What the model predicts for each row.
+
+    Returns:
+        float64: [n] probabilities for bce, [n] scores for mse, [n, k] probabilities that the row's
+        item ranks above each of its negatives for bpr.
+
+    Raises:
+        ValueError: The loss is pairwise and the data record no negatives.
+    """
+    scores = _scores(model, data, objective)
+    return scores if objective.loss is Loss.MSE else torch.sigmoid(scores)
 
 
 def row_losses(model: RecommenderModel, data: Interactions, objective: Objective) -> Tensor:
-    """[n] float64: the loss of each row, without the regulariser and without sample weights."""
-    scores = model.scores(data.user, data.item).double()
-    label = data.label.double()
+    """[n] float64: the loss of each row, without the regulariser and without sample weights.
+
+    A pairwise loss is the mean over the row's negatives.
+
+    Raises:
+        ValueError: The loss is pairwise and the data record no negatives.
+    """
+    scores, label = _scores(model, data, objective), data.label.double()
+    if objective.loss is Loss.BPR:
+        return torch.nn.functional.softplus(-scores).mean(1)
     if objective.loss is Loss.BCE:
         return torch.nn.functional.binary_cross_entropy_with_logits(scores, label, reduction="none")
     return (scores - label).square() / 2
+
+
+def _scores(model: RecommenderModel, data: Interactions, objective: Objective) -> Tensor:
+    """float64: the score that a row's loss is of: [n], or [n, k] where it is pairwise."""
+    scores = model.scores(data.user, data.item).double()
+    if objective.loss is not Loss.BPR:
+        return scores
+    if data.negative is None:
+        raise InputError(
+            "data: expected a negative item in each row for loss 'bpr', got none; "
+            "Interactions.with_negatives draws them"
+        )
+    user = data.user.repeat_interleave(data.n_negatives)
+    below = model.scores(user, data.negative.flatten()).double()
+    return scores[:, None] - below.view(-1, data.n_negatives)
 
 
 def mean_loss(model: RecommenderModel, data: Interactions, objective: Objective) -> float:
@@ -512,7 +542,7 @@ def verify(
         data: The rows that the original was trained on.
         forget: What was forgotten.
         objective: What the models were trained on.
-        test: Rows that none of the models has seen.
+        test: Rows that none of the models has seen; with negatives where the loss is pairwise.
         retrain: Called with the retained rows and a seed, 0 to `seeds` - 1; returns a model trained
             from scratch. Or such models.
         restart: Called with the retained rows, a seed and the original on the retained rows' graph;

@@ -20,6 +20,7 @@ from ifru_ext.verify import (
     mean_loss,
     membership_auc,
     ndcg_at_k,
+    predictions,
     recall_at_k,
     row_losses,
     top_k_items,
@@ -109,12 +110,16 @@ def test_rows_that_touch_the_forgotten():
     assert touching(data, forgotten, both=True).tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("loss", ["bce", "mse"])
+@pytest.mark.parametrize("loss", ["bce", "mse", "bpr"])
 def test_mean_loss_is_what_the_objective_sums(loss):
-    model, data, _ = make_problem(loss=loss)
-    objective = Objective(loss=loss)
+    model, data, _ = make_problem()
+    objective, k = Objective(loss=loss), 1
+    if loss == "bpr":
+        k = 3
+        data = data.subset(data.positive).with_negatives(k)
+        assert predictions(model, data, objective).shape == (len(data), k)
     losses = row_losses(model, data, objective)
-    assert float(losses.sum()) == pytest.approx(objective.value(model, data), rel=1e-12)
+    assert k * float(losses.sum()) == pytest.approx(objective.value(model, data), rel=1e-12)
     assert mean_loss(model, data, objective) == pytest.approx(float(losses.mean()), rel=1e-12)
 
 
@@ -125,6 +130,12 @@ def test_membership_auc_counts_pairs_of_smaller_loss():
     # Label 1: the loss falls with the score. Of 2.0 and -1.0 one is above 0.5.
     assert membership_auc(model, rows, unseen, Objective()) == 0.5
     assert membership_auc(model, rows.subset([0]), unseen, Objective()) == 1.0
+
+
+def test_pairwise_loss_needs_negatives():
+    model, data, _ = make_problem()
+    with pytest.raises(ValueError, match="data: expected a negative item in each row for loss"):
+        predictions(model, data, Objective(loss="bpr"))
 
 
 # ---- Verdicts -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ _LIKED = 4  # of five stars
 _BOOK_LIKED = 5  # of ten, and more than that
 _CORE = 5
 _SEED = 1024
+_NEGATIVES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,8 @@ def load_split(name: str) -> Split:
     - "book-crossing": IFRU's recipe: ratings above 5 are positive (0, implicit, is negative), users
       and items with 5 rows each, 60, 20 and 20 % of the rows; valid and test rows of users and
       items without a training row are left out.
-    - "gowalla": the split of LightGCN (arXiv 2002.02126); implicit, no validation rows.
+    - "gowalla": the split of LightGCN (arXiv 2002.02126); implicit, no validation rows, four
+      recorded negatives for each training row.
 
     "ml-1m" and "gowalla" are read from `NAME.npz` in the folder `IFRU_EXT_DATA`.
 
@@ -97,7 +99,10 @@ def _gowalla(name: str) -> Split:
     n_users, n_items = (int(arrays[side].max()) + 1 for side in ("user", "item"))
     data = Interactions(arrays["user"], arrays["item"], n_users=n_users, n_items=n_items)
     test = torch.from_numpy(arrays["split"] == 2)
-    return Split(name, data.subset(~test), None, data.subset(test))
+    train, test_rows = (
+        data.subset(rows).with_negatives(k, seed=0) for rows, k in ((~test, _NEGATIVES), (test, 1))
+    )
+    return Split(name, train, None, test_rows)
 
 
 def _book_crossing(name: str) -> Split:

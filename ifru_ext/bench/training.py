@@ -29,8 +29,7 @@ class EarlyStopping:
         kind: "mf" or "lightgcn".
         dim: d.
         n_layers: L, for LightGCN.
-        loss: "bce" on labels, or "bpr" with one negative per positive, drawn anew in each epoch
-            among the items that the user did not meet.
+        loss: "bce" on labels, or "bpr" with one of each row's recorded negatives, by turns.
         learning_rate: Of Adam, constant.
         batch_size: Rows per step.
         init_scale: Standard deviation of the initial embeddings.
@@ -79,7 +78,7 @@ def train_early_stopped(
     """Trains from random embeddings.
 
     Args:
-        data: Training rows; for "bpr" all of them are positives.
+        data: Training rows; for "bpr" with negatives.
         settings: How.
         validate: Of a model, to be maximised; without it all epochs are trained.
         seed: Of embeddings, order of the rows and negatives.
@@ -96,7 +95,7 @@ def train_early_stopped(
     best, best_epoch = embedding.clone(), 0
     history: list[float] = []
     for epoch in range(1, settings.max_epochs + 1):
-        for add_gradient in batches(data, settings.batch_size, generator):
+        for add_gradient in batches(data, epoch, settings.batch_size, generator):
             gradient.zero_()
             add_gradient(model.propagate(embedding), gradient)
             if model.graph is not None:
@@ -131,7 +130,7 @@ _AddGradient = Callable[[Tensor, Tensor], None]
 
 
 def _pointwise(
-    data: Interactions, batch_size: int, generator: torch.Generator
+    data: Interactions, epoch: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[_AddGradient]:
     """Binary cross-entropy, equations (2) and (5). A batch touches few rows: no adjacency."""
     for rows in torch.randperm(len(data), generator=generator).split(batch_size):
@@ -150,10 +149,12 @@ def _pointwise(
 
 
 def _pairwise(
-    data: Interactions, batch_size: int, generator: torch.Generator
+    data: Interactions, epoch: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[_AddGradient]:
     """BPR, equation (3)."""
-    negative = _unmet_items(data, generator) + data.n_users
+    if data.negative is None:
+        raise InputError("negative: expected negatives in the data, got none")
+    negative = data.negative[:, epoch % data.n_negatives] + data.n_users
     for rows in torch.randperm(len(data), generator=generator).split(batch_size):
         triple = data.user[rows], data.item[rows] + data.n_users, negative[rows]
 
@@ -167,17 +168,3 @@ def _pairwise(
             out.index_add_(0, j, part, alpha=-1)
 
         yield add
-
-
-def _unmet_items(data: Interactions, generator: torch.Generator) -> Tensor:
-    """[n] items drawn uniformly until the row's user did not meet them, at most a few times."""
-    met = (data.user * data.n_items + data.item).sort().values
-    item = torch.randint(data.n_items, (len(data),), generator=generator)
-    for _ in range(10):
-        pair = data.user * data.n_items + item
-        place = torch.searchsorted(met, pair).clamp_max(len(met) - 1)
-        again = (met[place] == pair).nonzero()[:, 0]
-        if len(again) == 0:
-            break
-        item[again] = torch.randint(data.n_items, (len(again),), generator=generator)
-    return item

@@ -146,6 +146,22 @@ CASES = (
     ),
     Case("ml-1m", "mf", Regularised(kind="mf", l2=0.0, l2_per_sample=0.05, epochs=3)),
     Case("ml-1m", "lightgcn", Regularised(dim=32, epochs=3)),
+    Case(
+        "gowalla",
+        "lightgcn-bpr",
+        Stopped(
+            EarlyStopping(
+                kind="lightgcn",
+                dim=32,
+                n_layers=3,
+                loss="bpr",
+                learning_rate=1e-2,
+                batch_size=8192,
+                init_scale=0.1,
+                max_epochs=12,
+            )
+        ),
+    ),
     Case("tiny", "mf", Regularised(kind="mf", dim=4)),
     Case("tiny", "lightgcn-stopped", Stopped(EarlyStopping(kind="lightgcn", dim=4, patience=1))),
 )
