@@ -20,6 +20,7 @@ from ifru_ext.preconditioners import (
     BlockJacobiPreconditioner,
     JacobiPreconditioner,
     NystromPreconditioner,
+    row_jacobi,
 )
 from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
@@ -52,6 +53,7 @@ __all__ = [
     "native",
     "polish",
     "read_interactions",
+    "row_jacobi",
     "save_model",
     "spectral_filter",
     "steihaug",
