@@ -27,8 +27,9 @@ _CHUNK = 1 << 23
 def row_jacobi(operator: CurvatureOperator) -> Tensor:
     """[N]: one over the mean of each row's diagonal; fused into the updates of `cg`.
 
-    The features of a row have diagonals much alike, so it saves as many iterations as
-    `JacobiPreconditioner`. Rows of zeros keep their scale.
+    Where degrees differ more than the ridge follows them. A row's features are seldom more unlike
+    than chance, so it saves as many iterations as `JacobiPreconditioner`. Rows of zeros keep their
+    scale.
 
     Args:
         operator: Of all rows or of some.
