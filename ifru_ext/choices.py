@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ifru_ext.anchored import Anchor, Regime, Start, implied_ridge, pooled_ridge
+from ifru_ext.anchored import Anchor, Regime, Start, pooled_ridge, stopping_times
 from ifru_ext.errors import InputError
 from ifru_ext.forget import Forget
 from ifru_ext.interactions import Interactions
@@ -24,9 +24,12 @@ from ifru_ext.removal import Erase, Removal, parse
 from ifru_ext.solvers import SolveReason, cg, norm
 
 __all__ = [
+    "FILTER_STEPS",
+    "MAX_MATVECS_AUTO",
     "Curvature",
     "Method",
     "Prepared",
+    "Solver",
     "newton_at_a_minimum",
     "newton_tolerance",
     "precise_enough",
@@ -36,11 +39,12 @@ __all__ = [
     "solver_tolerance",
 ]
 
-# A model counts as trained to stationarity when its own gradient is at most this share of what the
-# request changes, below which early stopping cannot be told from the request, ...
+# A model counts as converged when its own gradient is at most this share of the regulariser's part
+# of it, ...
+_CONVERGED = 0.01
+# ... and as stationary when it is at most this share of what the request changes, below which early
+# stopping cannot be told from the request.
 _STATIONARY = 0.1
-# ... or this share of the regulariser's part of it: a request may be as small as one interaction.
-_STATIONARY_OF_RIDGE = 0.01
 
 # What the Gauss-Newton matrix leaves out of the Hessian is far above this.
 _RTOL_STATIONARY = 1e-2
@@ -50,6 +54,11 @@ _RTOL_EARLY_STOPPED = 0.3
 _RTOL_NEWTON = 1e-4
 # Predictions are then within hundredths of what they had to change by, at a third of the cost.
 _RTOL_AUTO = 1e-3
+# Along directions that are nearly flat the last digits can take thousands of products.
+MAX_MATVECS_AUTO = 300
+# Of Lanczos' method: what it changes afterwards is far below what the quadratic model leaves out.
+_RTOL_FILTER = 1e-2
+FILTER_STEPS = 15
 
 
 class Method(Enum):
@@ -68,6 +77,14 @@ class Curvature(Enum):
     HESSIAN = "hessian"
 
 
+class Solver(Enum):
+    """How the influence step's system is solved."""
+
+    AUTO = "auto"
+    CG = "cg"
+    FILTER = "filter"
+
+
 @dataclass(eq=False)
 class Prepared:
     """A request with everything that is decided before a system is solved.
@@ -80,6 +97,8 @@ class Prepared:
         start: Where it starts.
         everything: The same for all rows, where it was measured.
         damping: [N] float64 mu.
+        times: [N] float64, the rows' stopping times; None where training was not stopped early, or
+            a damping is given.
         anchor: The anchor given.
         reasons: The choices made so far.
         seconds: Wall time by phase.
@@ -92,6 +111,7 @@ class Prepared:
     start: Start
     everything: Start | None
     damping: Tensor
+    times: Tensor | None
     anchor: Anchor | None
     reasons: list[str]
     seconds: dict[str, float]
@@ -99,8 +119,32 @@ class Prepared:
     @property
     def newton(self) -> bool:
         """Whether Newton steps are to be tried."""
-        at_minimum = self.method is Method.AUTO and self.regime is Regime.STATIONARY
-        return self.method is Method.NEWTON or at_minimum
+        early = self.regime is Regime.EARLY_STOPPED
+        return self.method is Method.NEWTON or (self.method is Method.AUTO and not early)
+
+    def filtered(self, solver: Solver) -> bool:
+        """Whether the influence step is the filter's, as a solver asks for.
+
+        Raises:
+            InputError: It is asked for, and there are no stopping times.
+        """
+        if solver is Solver.FILTER and self.times is None:
+            raise InputError(
+                "solver: expected 'cg' for a model that was not stopped early or with a damping "
+                "given, got 'filter'"
+            )
+        if solver is Solver.AUTO and self.times is not None:
+            self.reasons.append(
+                "solver filter: a model stopped early has not learned the directions of small "
+                "curvature"
+            )
+            return True
+        return solver is Solver.FILTER
+
+    def own_times(self) -> Tensor:
+        """[S]: the stopping times of the rows that are solved for."""
+        assert self.times is not None
+        return self.times if self.start.rows is None else self.times[self.start.rows]
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Adds its wall time to `seconds`."""
@@ -120,10 +164,9 @@ def prepare(
     erase: Erase | str,
     anchor: Anchor | None,
 ) -> Prepared:
-    """Checks a request and makes the choices; see `ifru_ext.influence.unlearn` for the arguments.
+    """Checks a request and makes the choices, as `ifru_ext.influence.unlearn` describes them.
 
-    Args:
-        influence_only: Options that were given and that only the influence step has.
+    The options in `influence_only` are those given that only the influence step has.
     """
     chosen: Method = parse(Method, "method", method)
     for name, value in influence_only.items():
@@ -152,9 +195,19 @@ def prepare(
             start = start if rows is None else start.restricted(rows)
 
     with _phase(seconds, "damping"):
-        mu = _damping(given, anchor, regime, removal, everything, reasons)
+        mu, times = _damping(given, anchor, regime, removal, everything, reasons)
     return Prepared(
-        *(removal, chosen, regime, selection, start, everything, mu, anchor, reasons, seconds)
+        removal=removal,
+        method=chosen,
+        regime=regime,
+        selection=selection,
+        start=start,
+        everything=everything,
+        damping=mu,
+        times=times,
+        anchor=anchor,
+        reasons=reasons,
+        seconds=seconds,
     )
 
 
@@ -198,8 +251,11 @@ def _regime(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
         return anchor.regime
     own, g = norm(start.rho), norm(start.g)
     ridge = norm(start.linearization.ridge[:, None] * start.embedding)
-    stationary = own <= _STATIONARY * g or own <= _STATIONARY_OF_RIDGE * ridge
-    regime = Regime.STATIONARY if stationary else Regime.EARLY_STOPPED
+    regime = Regime.EARLY_STOPPED
+    if own <= _CONVERGED * ridge:
+        regime = Regime.CONVERGED
+    elif own <= _STATIONARY * g:
+        regime = Regime.STATIONARY
     of_ridge = f" and {own / ridge:.2g} of the regulariser's" if ridge > 0 else ""
     reasons.append(
         f"the model is {_NAMES[regime]}: its own gradient is {ratio(own, g):.2g} |g|{of_ridge}"
@@ -207,7 +263,11 @@ def _regime(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
     return regime
 
 
-_NAMES = {Regime.STATIONARY: "stationary", Regime.EARLY_STOPPED: "early-stopped"}
+_NAMES = {
+    Regime.CONVERGED: "converged",
+    Regime.STATIONARY: "stationary",
+    Regime.EARLY_STOPPED: "early-stopped",
+}
 
 
 def _damping(
@@ -217,32 +277,33 @@ def _damping(
     removal: Removal,
     everything: Start | None,
     reasons: list[str],
-) -> Tensor:
-    """[N] float64 mu."""
+) -> tuple[Tensor, Tensor | None]:
+    """[N] float64 mu, and the rows' stopping times where training was stopped early."""
     if given is not None:
-        return given
+        return given, None
     if anchor is not None:
         mu = anchor.damping
         reasons.append(f"damping {float(mu.mean()):.3g} on average: that of the anchor")
-    elif regime is Regime.STATIONARY:
-        mu = torch.zeros(removal.model.n_nodes, dtype=torch.float64)
-        reasons.append("damping 0: the model is stationary")
-    else:
-        model, data = removal.model, removal.data
-        if everything is None:
-            mu = implied_ridge(removal.objective.linearize(model, data))
-        else:
-            rho = everything.rho
-            if everything.rows is not None:
-                rho = torch.zeros_like(model.embedding, dtype=rho.dtype).index_copy(
-                    0, everything.rows, rho
-                )
-            degree = torch.where(removal.live, data.degrees(), 0)
-            mu = pooled_ridge(rho, model.embedding, degree)
-        reasons.append(
-            f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping"
-        )
-    return mu
+        return mu, anchor.times
+    if regime is not Regime.EARLY_STOPPED:
+        reasons.append(f"damping 0: the model is {_NAMES[regime]}")
+        return torch.zeros(removal.model.n_nodes, dtype=torch.float64), None
+    point = None if everything is None else everything.whole
+    if everything is None or point is None:
+        point = removal.objective.linearize(removal.model, removal.data)
+        rho = point.gradient()
+    else:  # What the forgotten rows add to the curvature is left out: it is pooled anyway.
+        rho = everything.rho
+        if everything.rows is not None:
+            full = torch.zeros_like(removal.model.embedding, dtype=rho.dtype)
+            rho = full.index_copy(0, everything.rows, rho)
+    degree = torch.where(removal.live, removal.data.degrees(), 0)
+    mu = pooled_ridge(rho, removal.model.embedding, degree)
+    times = stopping_times(point, mu)
+    reasons.append(
+        f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping"
+    )
+    return mu, times
 
 
 def precise_enough(start: Start, rtol: float, reasons: list[str]) -> Start:
@@ -289,18 +350,29 @@ def newton_at_a_minimum(
     return None
 
 
-def newton_tolerance(rtol: float | None, method: Method, reasons: list[str]) -> float:
+def newton_tolerance(rtol: float | None, start: Start, method: Method, reasons: list[str]) -> float:
+    """Of the residual."""
     if rtol is not None:
         return rtol
-    rtol = _RTOL_AUTO if method is Method.AUTO else _RTOL_NEWTON
-    reasons.append(f"Newton steps to a residual of {rtol:g}, each system solved loosely")
+    if method is Method.NEWTON:
+        reasons.append(f"Newton steps to a residual of {_RTOL_NEWTON:g}")
+        return _RTOL_NEWTON
+    own = ratio(norm(start.rho), norm(start.g))
+    rtol = min(max(_RTOL_AUTO, own), _STATIONARY)
+    why = "a few hundredths of the change" if own <= _RTOL_AUTO else "as far as it was trained"
+    reasons.append(f"Newton steps to a residual of {rtol:.2g}: {why}")
     return rtol
 
 
-def solver_tolerance(rtol: float | None, regime: Regime, reasons: list[str]) -> float:
+def solver_tolerance(
+    rtol: float | None, regime: Regime, filtered: bool, reasons: list[str]
+) -> float:
+    """Of the influence step's solver."""
     if rtol is not None:
         return rtol
-    rtol = _RTOL_STATIONARY if regime is Regime.STATIONARY else _RTOL_EARLY_STOPPED
+    if filtered:
+        return _RTOL_FILTER
+    rtol = _RTOL_EARLY_STOPPED if regime is Regime.EARLY_STOPPED else _RTOL_STATIONARY
     reasons.append(f"solver tolerance {rtol:g}: the model is {_NAMES[regime]}")
     return rtol
 

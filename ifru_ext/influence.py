@@ -17,8 +17,12 @@ from torch import Tensor
 
 from ifru_ext.anchored import Anchor, AnchoredObjective, Regime, Start, implied_ridge
 from ifru_ext.choices import (
+    FILTER_STEPS,
+    MAX_MATVECS_AUTO,
     Curvature,
     Method,
+    Prepared,
+    Solver,
     newton_at_a_minimum,
     newton_tolerance,
     precise_enough,
@@ -31,7 +35,7 @@ from ifru_ext.environment import environment
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
-from ifru_ext.minimize import Solution, influence_step, newton_steps
+from ifru_ext.minimize import Solution, filter_step, influence_step, newton_steps
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
@@ -109,6 +113,7 @@ def unlearn(
     curvature: Curvature | str = "auto",
     pruning: Pruning | None = None,
     damping: float | Tensor | str = "auto",
+    solver: Solver | str = Solver.AUTO,
     spillover: Spillover | str = Spillover.EXACT,
     erase: Erase | str = Erase.ZERO,
     rtol: float | None = None,
@@ -125,8 +130,8 @@ def unlearn(
     the exact Hessian, until the gradient that is left is at most `rtol` of what the forgotten rows
     had contributed. It suits models trained to a stationary point. "influence" takes one step of
     equation (9). "auto" takes the first for a model that is stationary and whose Hessian shows no
-    negative curvature, else the second. For a model stopped early the step is damped by the ridge
-    that stopping implied, solved loosely, and changes the rows of hop 0.
+    negative curvature, else the second. For a model stopped early the step goes no further than
+    training had, row by row, and changes the rows of hop 0.
 
     Args:
         model: The trained model; a LightGCN on the graph of the positives of `data`.
@@ -134,16 +139,20 @@ def unlearn(
         forget: The rows to forget.
         objective: What the model was trained on.
         method: "auto", "newton" or "influence".
-        curvature: Of the influence step: "gauss_newton" (also "auto") or "hessian", which may meet
-            negative curvature.
+        curvature: Of the influence step: "gauss_newton" or "hessian", in which "cg" may meet
+            negative curvature; "auto" is the first with "cg", the second with "filter".
         pruning: Which rows may change. By default those of hop 0 for a model stopped early, else
             all.
         damping: mu: a number, one per row [N], or "auto" for the ridge that early stopping implied.
+        solver: Of the influence step: "cg" solves with the damping mu; "filter" follows the
+            gradient flow for as long as training had, for a model stopped early, without a damping
+            given; "auto" is the filter there.
         spillover: "exact", or the 1 % rule of the "paper" (influence only, for comparison).
         erase: What an erased row becomes: "zero", or the "mean" of its side's rows.
-        rtol: By default 1e-4 for "newton" and 1e-3 where "auto" takes its steps; for the influence
-            step's solver 1e-2 for a stationary model, 0.3 for one stopped early.
-        maxiter: Limit on the solver's iterations; 500 by default, for newton 50 steps.
+        rtol: Of Newton's residual, by default 1e-4 for "newton", and where "auto" takes its steps
+            1e-3 or as far as the model was trained; of "cg", by default 1e-2, or 0.3 for a model
+            stopped early; of the last change by "filter", 1e-2.
+        maxiter: Limit on iterations; by default 500 for "cg", 15 for "filter", 50 Newton steps.
         anchor: For a model that was unlearned before: the `anchor` of that result. It spares the
             passes over all data that tell how training had ended.
         callback: Called with iteration and residual norm, for newton with step and gradient norm.
@@ -157,11 +166,14 @@ def unlearn(
     """
     matrix: Curvature = parse(Curvature, "curvature", curvature)
     spill: Spillover = parse(Spillover, "spillover", spillover)
+    way: Solver = parse(Solver, "solver", solver)
     influence_only = {}
     if matrix is Curvature.GAUSS_NEWTON:
         influence_only["curvature"] = matrix.value
     if spill is not Spillover.EXACT:
         influence_only["spillover"] = spill.value
+    if way is not Solver.AUTO:
+        influence_only["solver"] = way.value
     begin = time.perf_counter()
     p = prepare(
         *(model, data, forget, objective),
@@ -176,17 +188,19 @@ def unlearn(
 
     with p.phase("solve"):
         solution: Solution | None = None
-        psi = AnchoredObjective(start, mu, anchor)
+        psi = AnchoredObjective(start, mu, p.regime, anchor)
         g_norm = norm(start.g)
         if p.newton:
-            tolerance = newton_tolerance(rtol, p.method, reasons)
+            tolerance = newton_tolerance(rtol, start, p.method, reasons)
             precise = precise_enough(start, tolerance, reasons)
-            psi = psi if precise is start else AnchoredObjective(precise, mu, anchor)
+            if precise is not start:
+                psi = AnchoredObjective(precise, mu, p.regime, anchor)
             newton = partial(
                 newton_steps,
                 psi,
                 gtol=tolerance * g_norm,
                 max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
+                max_matvecs=MAX_MATVECS_AUTO if p.method is Method.AUTO else None,
                 callback=callback,
             )
             if p.method is Method.AUTO:
@@ -197,26 +211,38 @@ def unlearn(
         if solution is None:
             used = Method.INFLUENCE
             kind = Curvature.GAUSS_NEWTON if matrix is Curvature.AUTO else matrix
-            tolerance = solver_tolerance(rtol, p.regime, reasons)
+            filtered = p.filtered(way)
+            if filtered and matrix is Curvature.AUTO:
+                kind = Curvature.HESSIAN  # which the filter bears, and which is nearer
+            tolerance = solver_tolerance(rtol, p.regime, filtered, reasons)
             rhs = -psi.start.gradient
             if spill is Spillover.PAPER:
                 rhs = removal.forget_gradient(start.rows, spill).to(rhs.dtype)
-            solution = influence_step(
-                *(psi, _OPERATORS[kind], rhs),
-                rtol=tolerance,
-                maxiter=_MAX_ITERATIONS if maxiter is None else maxiter,
-                callback=callback,
-            )
+            if filtered:
+                solution = filter_step(
+                    *(psi, _OPERATORS[kind], rhs, p.own_times()),
+                    rtol=tolerance,
+                    num_steps=FILTER_STEPS if maxiter is None else maxiter,
+                    callback=callback,
+                )
+            else:
+                solution = influence_step(
+                    *(psi, _OPERATORS[kind], rhs),
+                    rtol=tolerance,
+                    maxiter=_MAX_ITERATIONS if maxiter is None else maxiter,
+                    callback=callback,
+                )
 
     with p.phase("certificate"):
         result = psi.model(solution.x).to(model.dtype)  # checks that it is finite
-        undo = _Undo.of(removal, start.rows, p.regime, mu, anchor)
+        undo = _Undo.of(p)
         residual = ratio(_left(psi, result, start.rows), g_norm)
         residual_all = None
         if p.selection is None:
             residual_all = residual
         elif p.everything is not None:
-            residual_all = _residual_of_all(p.everything, mu, anchor, result)
+            psi_all = AnchoredObjective(p.everything, mu, p.regime, anchor)
+            residual_all = ratio(_left(psi_all, result, p.everything.rows), norm(p.everything.g))
         elif _affordable(data, start.rows, solution.solve.num_matvecs):
             residual_all = undo.residual_of_all(result)
     p.seconds["total"] = time.perf_counter() - begin
@@ -277,17 +303,12 @@ class _Undo:
     old: Tensor
     regime: Regime
     damping: Tensor
+    times: Tensor | None
     anchor: Anchor | None
 
     @classmethod
-    def of(
-        cls,
-        removal: Removal,
-        rows: Tensor | None,
-        regime: Regime,
-        damping: Tensor,
-        anchor: Anchor | None,
-    ) -> _Undo:
+    def of(cls, p: Prepared) -> _Undo:
+        removal, rows = p.removal, p.start.rows
         embedding = removal.model.embedding
         if rows is not None:
             rows = torch.cat([rows, removal.erased]).sort().values
@@ -301,9 +322,10 @@ class _Undo:
             graph=removal.model.graph,
             rows=rows,
             old=embedding,
-            regime=regime,
-            damping=damping,
-            anchor=anchor,
+            regime=p.regime,
+            damping=p.damping,
+            times=p.times,
+            anchor=p.anchor,
         )
 
     def model(self, new: RecommenderModel) -> RecommenderModel:
@@ -322,36 +344,40 @@ class _Undo:
         )
 
     def residual_of_all(self, new: RecommenderModel) -> float:
+        """The residual over all rows that are not erased."""
         removal = self.removal(new)
         start = Start.of(removal, rows_of(removal, None)[1])
-        return _residual_of_all(start, self.damping, self.anchor, new)
+        psi = AnchoredObjective(start, self.damping, self.regime, self.anchor)
+        return ratio(_left(psi, new, start.rows), norm(start.g))
 
     def next_anchor(self, new: RecommenderModel) -> Anchor:
         """The anchor that the new model has, without a trace in the rows erased."""
         live = self.removal(new).live
         damping = torch.where(live, self.damping, 0.0)
-        if self.regime is Regime.EARLY_STOPPED:
-            return Anchor(self.regime, damping, None)
-        if self.anchor is not None and self.anchor.linear is not None:
-            linear = self.anchor.linear
-        else:
-            old = self.model(new)
+        times = None if self.times is None else torch.where(live, self.times, 0.0)
+        linear = None if self.anchor is None else self.anchor.linear
+        if self.anchor is None and self.regime is not Regime.EARLY_STOPPED:
+            linear = self._linear(new, damping)
+        if linear is not None:
+            linear = torch.where(live[:, None], linear, 0.0)
+        return Anchor(self.regime, damping, times, linear)
+
+    def _linear(self, new: RecommenderModel, damping: Tensor) -> Tensor | None:
+        """[N, d]: rho, as far as it counts, and mu o e^; None where both are zero."""
+        old = self.model(new)
+        if self.regime is Regime.STATIONARY:
             rho = self.objective.gradient(old, self.data)
-            linear = torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
-        return Anchor(self.regime, damping, torch.where(live[:, None], linear, 0.0))
+        elif bool(damping.any()):
+            rho = torch.zeros_like(old.embedding)
+        else:
+            return None
+        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
 
 
 def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> float:
     """|gradient of Psi| at a model, over the rows that psi is about."""
     x = model.embedding if rows is None else model.embedding[rows]
     return norm(psi.at(x.to(psi.x0.dtype)).gradient)
-
-
-def _residual_of_all(
-    start: Start, damping: Tensor, anchor: Anchor | None, model: RecommenderModel
-) -> float:
-    psi = AnchoredObjective(start, damping, anchor)
-    return ratio(_left(psi, model, start.rows), norm(start.g))
 
 
 def _affordable(data: Interactions, rows: Tensor | None, num_matvecs: int) -> bool:
