@@ -20,6 +20,7 @@ from ifru_ext.preconditioners import (
     BlockJacobiPreconditioner,
     JacobiPreconditioner,
     NystromPreconditioner,
+    row_jacobi,
 )
 from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
@@ -56,6 +57,7 @@ __all__ = [
     "native",
     "polish",
     "read_interactions",
+    "row_jacobi",
     "save_model",
     "spectral_filter",
     "steihaug",

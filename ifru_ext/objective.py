@@ -293,6 +293,13 @@ class Objective:
             curvature=curvature,
         )
 
+    def gathers(self, point: Linearization, rows: Tensor) -> bool:
+        """Whether `linearize` would make all rows, as this point has them, and keep some."""
+        if self.loss is Loss.BPR:
+            return True
+        n_entries = int(point.adjacency.degrees(rows).sum())
+        return n_entries > _FULL_ABOVE * point.adjacency.n_interactions
+
     def _of_pairs(
         self,
         dtype: torch.dtype,

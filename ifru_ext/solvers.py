@@ -60,6 +60,7 @@ class SolveReason(Enum):
     )
     BAD_PRECONDITIONER = "<r, M r> is not positive: the preconditioner is not positive definite"
     NONFINITE = "a NaN or infinity appeared: check the operator and the right-hand side"
+    FILTERED = "the filter's steps are taken: what it leaves unsolved it leaves on purpose"
     CANCELLED = "the callback asked to stop: the solution is the last one reached"
 
 
@@ -110,8 +111,8 @@ def cg(
     Stops at |b - A x| <= max(rtol |b|, atol). The recursive residual only proposes to stop; the
     true residual decides, and the iteration restarts from it where the two disagree.
 
-    On a GPU the host waits for the device at these looks only, and where operator and
-    preconditioner allow it an iteration is recorded as a CUDA graph and replayed.
+    On a GPU the host waits for the device at these looks only. From the second one on, where
+    operator and preconditioner allow it, an iteration is recorded as a CUDA graph and replayed.
 
     Args:
         A: The operator; only products are used.
@@ -293,7 +294,7 @@ class _Iteration:
     """
 
     def __init__(
-        self, A: LinearOperator, systems: Sequence[_System], M: Preconditioner | None, record: bool
+        self, A: LinearOperator, systems: Sequence[_System], M: Preconditioner | None
     ) -> None:
         self._systems = systems
         self._M = M
@@ -303,12 +304,12 @@ class _Iteration:
         for system, p, scalars in zip(systems, self._p, self._scalars, strict=True):
             system.p, system.scalars = p, scalars
         self._product = product_of(A)
-        self._record = record and self._p.is_cuda and _capturable(A, M)
+        self._capturable = self._p.is_cuda and _capturable(A, M)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def advance(self, n_steps: int) -> list[list[float]]:
-        """Takes some steps, and reads the scalars of each system."""
-        if self._record and self._graph is None and n_steps > 1:
+    def advance(self, n_steps: int, *, record: bool) -> list[list[float]]:
+        """Takes some steps, recorded if asked to and possible, and reads each system's scalars."""
+        if record and self._capturable and self._graph is None and n_steps > 1:
             self._graph = self._step_and_record()
             n_steps -= 1
         step = self.step if self._graph is None else self._graph.replay
@@ -347,8 +348,8 @@ class _Iteration:
     def _step_and_record(self) -> torch.cuda.CUDAGraph:
         """Takes one step, and records another without taking it.
 
-        The step comes first, on a stream of its own as torch asks for: it makes what the operator
-        and the libraries keep from one product to the next.
+        The step comes first, on a stream of its own as torch asks for: what the operator and the
+        libraries keep from one product to the next must be there before.
         """
         with torch.cuda.device(self._p.device):
             stream = torch.cuda.Stream()
@@ -411,10 +412,11 @@ def _solve_together(
             return
         if iteration is None or len(left) < len(active):
             active = left
-            iteration = _Iteration(A, active, M, record=check_every > 1)
+            iteration = _Iteration(A, active, M)
         n_steps = min(check_every, maxiter - num_iters)
+        # Torch waits and collects garbage before it records: not for what one look may finish.
+        scalars = iteration.advance(n_steps, record=check_every > 1 and num_iters > 0)
         num_iters += n_steps
-        scalars = iteration.advance(n_steps)
         for system, values in zip(active, scalars, strict=True):
             system.look(values, n_steps)
         cancelled = callback is not None and callback(

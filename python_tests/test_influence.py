@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ from ifru_ext import (
     Interactions,
     Objective,
     Pruning,
+    SolveReason,
     polish,
     train,
     unlearn,
 )
-from ifru_ext.anchored import AnchoredObjective, Start, implied_ridge
+from ifru_ext.anchored import AnchoredObjective, Regime, Start, implied_ridge, stopping_times
 from ifru_ext.datasets import synthetic
 from ifru_ext.minimize import newton_steps
 from ifru_ext.removal import Removal, Spillover
@@ -137,7 +139,7 @@ def test_newton_lowers_the_anchored_objective(kind):
     removal = Removal.of(start, data, forget, objective)
     rows = removal.live.nonzero()[:, 0]
     psi = AnchoredObjective(
-        Start.of(removal, rows), torch.zeros(model.n_nodes, dtype=torch.float64)
+        Start.of(removal, rows), torch.zeros(model.n_nodes, dtype=torch.float64), Regime.STATIONARY
     )
     values = [psi.start.value]
     for steps in (1, 2, 4, 8):
@@ -216,7 +218,7 @@ def test_pruned_rows_alone_change(trained, pruning, method):
     # The residual over the rows is the whole's restricted to them.
     start = Start.of(Removal.of(model, data, forget, objective), None)
     mu = torch.zeros(model.n_nodes, dtype=torch.float64)
-    left = AnchoredObjective(start, mu).at(result.model.embedding).gradient
+    left = AnchoredObjective(start, mu, Regime.CONVERGED).at(result.model.embedding).gradient
     solved = rows[rows != 2]
     g = start.g[solved].norm()
     assert result.report.residual == pytest.approx(float(left[solved].norm() / g), rel=1e-6)
@@ -367,7 +369,15 @@ def test_an_early_stopped_model_gets_the_implied_ridge(kind):
     assert result.report.stationarity > 0.1
     assert result.report.damping["mean"] > 0
     assert any("implied by early stopping" in reason for reason in result.report.reasons)
-    assert result.report.solve_rtol == 0.3
+    rows = Pruning().select(data, torch.arange(100)).rows
+    assert set(moved_rows(result, model).tolist()) <= set(rows.tolist())
+    assert result.solve.reason is SolveReason.FILTERED
+    assert result.solve.converged
+    solved = unlearn(
+        model, data, Forget(interactions=torch.arange(100)), objective=objective, solver="cg"
+    )
+    assert solved.report.solve_rtol == 0.3
+    assert solved.report.solve_residual <= 0.3
     mu = implied_ridge(objective.linearize(model, data))
     assert bool((mu >= 0).all())
     # Rows of like degree share a value.
@@ -376,6 +386,58 @@ def test_an_early_stopped_model_gets_the_implied_ridge(kind):
         like = (degree >= 2**exponent) & (degree < 2 ** (exponent + 1))
         if int(like.sum()):
             assert mu[like].unique().numel() == 1
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_the_filter_is_that_of_the_dense_matrix(kind, curvature):
+    _, data, _ = make_problem("isolated")
+    objective = Objective(l2=0.1)
+    training = {"kind": kind, "dim": 3, "batch_size": 8, "epochs": 6, "dtype": torch.float64}
+    model = train(data, objective, **training).model
+    forget = Forget(interactions=torch.arange(4))
+    options = {"objective": objective, "curvature": curvature, "rtol": 0.0, "maxiter": 100}
+    result = unlearn(model, data, forget, solver="filter", **options)
+    removal = Removal.of(model, data, forget, objective)
+    rows = Pruning().select(data, torch.arange(4)).rows
+    start = Start.of(removal, rows)
+    operator_type = HessianOperator if curvature == "hessian" else GaussNewtonOperator
+    size = start.g.numel()
+    basis = torch.eye(size, dtype=torch.float64).view(size, *start.g.shape)
+    matrix = operator_type.at(start.linearization).matvec(basis).view(size, size)
+    # Curvature and ridge from their definitions: the rows' own blocks, pooled by degree.
+    whole = objective.linearize(model, data)
+    mu = implied_ridge(whole)
+    times = stopping_times(objective.linearize(removal.start, data, omitted=removal.omitted), mu)
+    root = times[rows].sqrt().repeat_interleave(model.dim)
+    values, vectors = torch.linalg.eigh(root[:, None] * matrix * root)
+    if curvature == "hessian":
+        assert float(values[0]) < 0
+    phi = vectors @ torch.diag(-torch.expm1(-values) / values) @ vectors.T
+    expected = root * (phi @ (root * start.g.flatten()))
+    torch.testing.assert_close(result.solve.x.flatten(), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_stopping_times_explain_the_implied_ridge():
+    # Of one feature, where a row's own block is a number: sum of w f^2 over its interactions.
+    model, data, objective = make_problem("power_law", dim=1)
+    point = objective.linearize(model, data)
+    mu = torch.full((model.n_nodes,), 0.7, dtype=torch.float64)
+    times = stopping_times(point, mu)
+    f, degree = model.embedding[:, 0], data.degrees()
+    w = torch.sigmoid(model.scores(data.user, data.item))
+    w = w * (1 - w)
+    item = data.item + data.n_users
+    own = torch.zeros_like(f).index_add(0, data.user, w * f[item].square())
+    own = own.index_add(0, item, w * f[data.user].square()) + objective.ridge(data)
+    for exponent in range(8):
+        like = (degree >= 2**exponent) & (degree < 2 ** (exponent + 1))
+        if not bool(like.any()):
+            continue
+        c = float((own * f.square())[like].sum() / f.square()[like].sum())
+        (time,) = times[like].unique().tolist()
+        assert c / math.expm1(time * c) == pytest.approx(0.7, rel=1e-9)
+    assert not times[degree == 0].any()
 
 
 def test_the_implied_ridge_is_found_again():

@@ -221,19 +221,45 @@ def test_nothing_is_read_between_two_looks(kind, preconditioned, n_systems):
     assert counts[20].n_waiting == counts[1].n_waiting > 0
 
 
+def test_a_recording_takes_its_own_steps_once():
+    # What the GPU's tests run, with the iteration itself for its recording.
+    A, b = spectrum(POSITIVE["spread"])
+    system = _System.begin(A, b, None, 0.0, 0.0)
+    system.restart(None)
+    iteration = _Iteration(A, [system], None)
+    recordings = []
+
+    class Graph:
+        replay = staticmethod(iteration.step)
+
+    def step_and_record():
+        iteration.step()
+        recordings.append(1)
+        return Graph
+
+    iteration._capturable, iteration._step_and_record = True, step_and_record
+    iteration.advance(3, record=False)
+    iteration.advance(1, record=True)
+    assert not recordings
+    iteration.advance(4, record=True)
+    iteration.advance(2, record=True)
+    assert len(recordings) == 1
+    assert torch.equal(system.x, cg(A, b, rtol=0, maxiter=10).x)
+
+
 def test_an_iteration_stays_in_its_memory():
     # As the recording of an iteration needs it: the same memory is read and written each time.
     A, b = spectrum(POSITIVE["spread"])
     systems = [_System.begin(A, one, None, 0.0, 0.0) for one in (b, -3 * b)]
     for system in systems:
         system.restart(None)
-    iteration = _Iteration(A, systems, None, record=True)
+    iteration = _Iteration(A, systems, None)
     kept = [t for s in systems for t in (s.x, s.r, s.p, s.scalars)]
     places = [t.data_ptr() for t in kept]
     for _ in range(4):
         iteration.step()
     systems[0].restart(None)
-    iteration.advance(3)
+    iteration.advance(3, record=True)
     now = [t for s in systems for t in (s.x, s.r, s.p, s.scalars)]
     assert all(a is c for a, c in zip(kept, now, strict=True))
     assert [t.data_ptr() for t in now] == places
