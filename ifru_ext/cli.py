@@ -35,7 +35,6 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.files import write_atomic
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
-from ifru_ext.influence import UnlearnReport, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import StoredModel, load_model, save_model
@@ -44,6 +43,7 @@ from ifru_ext.objective import Objective
 from ifru_ext.report.picture import demo_picture
 from ifru_ext.solvers import SolveReason
 from ifru_ext.train import TrainProgress, train
+from ifru_ext.unlearning import UnlearnReport, unlearn
 
 __all__ = ["run"]
 

@@ -18,8 +18,8 @@ import ifru_ext
 from ifru_ext import cli, load_model
 from ifru_ext._native import native
 from ifru_ext.demo import DemoSettings
-from ifru_ext.influence import unlearn
 from ifru_ext.solvers import SolveReason
+from ifru_ext.unlearning import unlearn
 
 
 def write_csv(path, data, header="user,item,rating"):
