@@ -80,7 +80,7 @@ class Anchor:
         """Checks that it is of a model of this size.
 
         Raises:
-            InputError: It is not.
+            InputError: It is not, or holds NaN or infinity.
         """
         parts = self.damping, self.times, self.linear
         sizes = [model.n_nodes], [model.n_nodes], list(model.embedding.shape)
@@ -88,6 +88,8 @@ class Anchor:
         expected = [None if part is None else size for part, size in zip(parts, sizes, strict=True)]
         if shapes != expected:
             raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
+        if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+            raise InputError("anchor: expected finite numbers, got NaN or infinity")
 
 
 def implied_ridge(point: Linearization) -> Tensor:

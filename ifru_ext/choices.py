@@ -164,7 +164,7 @@ def prepare(
     erase: Erase | str,
     anchor: Anchor | None,
 ) -> Prepared:
-    """Checks a request and makes the choices, as `ifru_ext.influence.unlearn` describes them.
+    """Checks a request and makes the choices, as `ifru_ext.unlearning.unlearn` describes them.
 
     The options in `influence_only` are those given that only the influence step has.
     """

@@ -121,6 +121,11 @@ class Linearization:
     ridge: Tensor
     _stored: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def pairwise(self) -> bool:
+        """Whether the loss is one of triples, whose products take one vector in its own dtype."""
+        return isinstance(self.stream, Triples)
+
     def at(self, model: RecommenderModel) -> Linearization:
         """The same objective at other embeddings of the same dtype, over the same graph."""
         features = model.features()

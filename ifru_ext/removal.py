@@ -79,7 +79,7 @@ class Removal:
         objective: Objective,
         erase: Erase | str = Erase.ZERO,
     ) -> Removal:
-        """Checks a request; see `ifru_ext.influence.unlearn` for the arguments.
+        """Checks a request; see `ifru_ext.unlearning.unlearn` for the arguments.
 
         Raises:
             InputError: Model, data, objective and request do not belong together.

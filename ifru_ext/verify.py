@@ -24,10 +24,10 @@ from ifru_ext.columns import as_ids
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
-from ifru_ext.influence import UnlearnResult
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Loss, Objective
+from ifru_ext.unlearning import UnlearnResult
 
 __all__ = [
     "Bounds",

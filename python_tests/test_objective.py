@@ -361,3 +361,16 @@ def test_what_a_pairwise_loss_asks_of_the_data():
         objective.check(model, data)
     with pytest.raises(ValueError, match="label: expected positive rows alone for loss 'bpr'"):
         objective.check(model, data.with_negatives())
+    model, data, objective = make_pairwise("mf", dtype=torch.float32)
+    with pytest.raises(ValueError, match="storage: expected None for loss 'bpr'"):
+        HessianOperator(model, data, objective, storage=torch.bfloat16)
+    with pytest.raises(ValueError, match="scope: expected 'exact' for loss 'bpr', got 'local'"):
+        HessianOperator(*make_pairwise("lightgcn"), rows=torch.arange(3), scope="local")
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_several_vectors_of_a_pairwise_loss(kind):
+    model, data, objective = make_pairwise(kind)
+    operator = HessianOperator(model, data, objective)
+    v = torch.stack([direction(model, 1), direction(model, 2)])
+    assert torch.equal(operator @ v, torch.stack([operator @ one for one in v]))

@@ -29,13 +29,13 @@ from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, listing
 from ifru_ext.files import write_atomic
 from ifru_ext.forget import Forget
-from ifru_ext.influence import UnlearnResult, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.store import load_model, save_model
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.pruning import Pruning
 from ifru_ext.train import train
+from ifru_ext.unlearning import UnlearnResult, unlearn
 from ifru_ext.verify import auc, distance, verify
 
 __all__ = ["CASES", "METHODS", "REQUESTS", "Case", "UnlearningSettings", "run_unlearning"]
