@@ -347,7 +347,7 @@ def test_the_report_is_json_and_says_why(trained):
     loaded = json.loads(json.dumps(report.to_json()))
     assert loaded["n_forgotten"] == int((data.user == 1).sum())
     assert "not a privacy theorem" in loaded["certificate"]
-    assert any("stationary" in reason for reason in report.reasons)
+    assert any("converged" in reason for reason in report.reasons)
     assert report.stationarity < 1e-4
     assert report.damping == {"min": 0.0, "mean": 0.0, "max": 0.0}
     assert set(loaded["seconds"]) == {
