@@ -326,7 +326,9 @@ def newton_at_a_minimum(
     """Newton steps, or None where the model is at a saddle of what it was trained on."""
     solution = newton(convex_only=True)
     if solution.solve.reason is not SolveReason.NEGATIVE_CURVATURE:
-        reasons.append("method newton: the model is stationary and no negative curvature was met")
+        reasons.append(
+            "method newton: the model is near a minimum, and no negative curvature was met"
+        )
         return solution
     # Without the forgotten rows there may be some at a minimum too: then the trust region is right.
     removal, rows = start.removal, start.rows
@@ -339,7 +341,7 @@ def newton_at_a_minimum(
     probe = cg(operator, g, rtol=0.1, maxiter=100, M=operator.ridge_inverse)
     if probe.reason is not SolveReason.NEGATIVE_CURVATURE:
         reasons.append(
-            "method newton: the model is stationary; negative curvature was met without the "
+            "method newton: the model is near a minimum; negative curvature was met without the "
             "forgotten rows, none with them"
         )
         return newton(convex_only=False)

@@ -59,6 +59,8 @@ _OPERATORS: dict[Curvature, type[GaussNewtonOperator] | type[HessianOperator]] =
 }
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
+# The solution itself first.
+_STRENGTHS = (1.0, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,8 @@ class UnlearnResult:
 
     Attributes:
         model: The new model, on the new graph.
-        solve: What the solver did; its x is the change [S, d] of the rows solved for.
+        solve: What the solver did; its x is the change [S, d] of the rows solved for, before it is
+            multiplied by a strength.
         report: The numbers.
     """
 
@@ -119,6 +122,7 @@ def unlearn(
     rtol: float | None = None,
     maxiter: int | None = None,
     anchor: Anchor | None = None,
+    validation: Interactions | None = None,
     callback: Callable[[int, float], None] | None = None,
 ) -> UnlearnResult:
     """Removes interactions from a trained model as if it had been trained without them.
@@ -155,6 +159,8 @@ def unlearn(
         maxiter: Limit on iterations; by default 500 for "cg", 15 for "filter", 50 Newton steps.
         anchor: For a model that was unlearned before: the `anchor` of that result. It spares the
             passes over all data that tell how training had ended.
+        validation: Held-out rows with labels. The change of the embeddings is then multiplied by
+            the strength, of a few between 0.5 and 1.5, whose mean loss on them is the least.
         callback: Called with iteration and residual norm, for newton with step and gradient norm.
 
     Returns:
@@ -233,8 +239,18 @@ def unlearn(
                     callback=callback,
                 )
 
+    x = solution.x
+    if validation is not None:
+        with p.phase("validation"):
+            strength = _strength(psi, solution.solve.x, validation, removal.objective)
+            x = psi.x0 + strength * solution.solve.x
+        reasons.append(
+            f"strength {strength:g}: least loss on {len(validation)} validation rows; their labels "
+            "were used"
+        )
+
     with p.phase("certificate"):
-        result = psi.model(solution.x).to(model.dtype)  # checks that it is finite
+        result = psi.model(x).to(model.dtype)  # checks that it is finite
         undo = _Undo.of(p)
         residual = ratio(_left(psi, result, start.rows), g_norm)
         residual_all = None
@@ -270,7 +286,7 @@ def unlearn(
         residual=residual,
         residual_all=residual_all,
         certificate=CERTIFICATE_TEXT,
-        relative_change=ratio(norm(solve.x), norm(psi.x0)),
+        relative_change=ratio(norm(x - psi.x0), norm(psi.x0)),
         newton_steps=solution.num_steps,
         solve_reason=f"{solve.reason.name}: {solve.reason.value}",
         solve_converged=solve.converged,
@@ -372,6 +388,22 @@ class _Undo:
         else:
             return None
         return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
+
+
+def _strength(
+    psi: AnchoredObjective, delta: Tensor, validation: Interactions, objective: Objective
+) -> float:
+    """The one of `_STRENGTHS` whose loss on the validation rows is the least; of equals the first.
+
+    Raises:
+        InputError: The rows do not fit the model or the loss.
+    """
+    plain = Objective(loss=objective.loss)
+
+    def loss(strength: float) -> float:
+        return plain.value(psi.model(psi.x0 + strength * delta), validation)
+
+    return min(_STRENGTHS, key=loss)
 
 
 def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> float:

@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_the_python_examples_run(capsys):
     scope: dict[str, object] = {}
-    exec(example, scope)
+    for example in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(example, scope)
     before, after, summary = capsys.readouterr().out.splitlines()
     assert float(after.split()[-1]) > float(before.split()[-1])
     assert "rows forgotten, residual 0." in summary
+    assert len(scope["effects"]) == len(scope["data"])
     assert torch.equal(scope["model_again"].embedding, scope["model"].embedding)
 
 

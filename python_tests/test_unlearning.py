@@ -11,6 +11,8 @@ import pytest
 import torch
 from problems import make_learnable, make_problem
 
+import ifru_ext.choices
+import ifru_ext.unlearning
 from ifru_ext import (
     BipartiteGraph,
     Forget,
@@ -20,6 +22,7 @@ from ifru_ext import (
     Objective,
     Pruning,
     SolveReason,
+    cg,
     polish,
     train,
     unlearn,
@@ -347,7 +350,7 @@ def test_the_report_is_json_and_says_why(trained):
     loaded = json.loads(json.dumps(report.to_json()))
     assert loaded["n_forgotten"] == int((data.user == 1).sum())
     assert "not a privacy theorem" in loaded["certificate"]
-    assert any("stationary" in reason for reason in report.reasons)
+    assert any("converged" in reason for reason in report.reasons)
     assert report.stationarity < 1e-4
     assert report.damping == {"min": 0.0, "mean": 0.0, "max": 0.0}
     assert set(loaded["seconds"]) == {
@@ -451,6 +454,101 @@ def test_the_implied_ridge_is_found_again():
     live = data.degrees() > 0
     torch.testing.assert_close(mu[live], torch.full_like(mu[live], 1.5), rtol=1e-6, atol=0)
     assert float(implied_ridge(known.linearize(model, data)).max()) < 1e-6
+
+
+def in_sequence(model, data, objective, rows, n_requests):
+    """Forgets rows in parts, each from the result of the one before; model and methods."""
+    ids, anchor, methods = torch.arange(len(data)), None, set()
+    for part in rows.chunk(n_requests):
+        gone = torch.isin(ids, part)
+        forget = Forget(interactions=gone)
+        result = unlearn(model, data, forget, objective=objective, anchor=anchor)
+        model, data, anchor, ids = result.model, result.retained, result.anchor, ids[~gone]
+        methods.add(result.report.method)
+    return model, methods
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_requests_in_a_row_end_where_one_does(kind):
+    model, data, objective = trained_model(kind)
+    rows = torch.arange(3, len(data), 61)
+    retained = data.subset(~torch.isin(torch.arange(len(data)), rows))
+    retrained = retrain(model, retained, objective)
+    one = unlearn(model, data, Forget(interactions=rows), objective=objective).model
+    many, methods = in_sequence(model, data, objective, rows, len(rows))
+    assert methods == {"newton"}
+    at_once, in_a_row, before = (
+        distance(m, retrained, data, objective) for m in (one, many, model)
+    )
+    assert in_a_row <= max(1.2 * at_once, 1e-3 * before)
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_a_model_stopped_early_is_not_misjudged_the_second_time(kind):
+    data, objective = make_learnable(4000), Objective()
+    options = {"kind": kind, "dim": 8, "epochs": 15, "batch_size": 256, "dtype": torch.float64}
+    model = train(data, objective, **options).model
+    rows = torch.arange(3, len(data), 61)
+    retained = data.subset(~torch.isin(torch.arange(len(data)), rows))
+    retrained = train(retained, objective, **options).model
+    one = unlearn(model, data, Forget(interactions=rows), objective=objective).model
+    many, methods = in_sequence(model, data, objective, rows, len(rows))
+    assert methods == {"influence"}
+    forgotten = data.subset(rows)
+    at_once, in_a_row, before = (
+        distance(m, retrained, forgotten, objective) for m in (one, many, model)
+    )
+    assert at_once < 0.8 * before
+    assert in_a_row <= 1.2 * at_once
+
+
+def test_a_tight_tolerance_is_computed_in_float64():
+    model, data, objective = trained_model("mf")
+    low = model.to(torch.float32)
+    forget = Forget(users=[3])
+    result = unlearn(low, data, forget, objective=objective, method="newton", rtol=1e-7)
+    assert any(reason.startswith("computed in float64") for reason in result.report.reasons)
+    assert result.report.solve_residual < 1e-6
+    assert result.model.dtype == torch.float32
+    exact = unlearn(model, data, forget, objective=objective, method="newton", rtol=1e-7)
+    difference = result.model.embedding.double() - exact.model.embedding
+    assert float(difference.norm() / model.embedding.norm()) < 1e-6
+
+
+def test_at_a_saddle_the_influence_step_is_taken(monkeypatch, trained):
+    model, data, objective = trained
+    # A Hessian that shows negative curvature, with the forgotten rows and without.
+
+    def indefinite(psi, **options):
+        solution = newton_steps(psi, **{**options, "max_steps": 0})
+        solve = dataclasses.replace(solution.solve, reason=SolveReason.NEGATIVE_CURVATURE)
+        return dataclasses.replace(solution, solve=solve)
+
+    monkeypatch.setattr(ifru_ext.unlearning, "newton_steps", indefinite)
+    monkeypatch.setattr(
+        ifru_ext.choices,
+        "cg",
+        lambda *a, **k: dataclasses.replace(cg(*a, **k), reason=SolveReason.NEGATIVE_CURVATURE),
+    )
+    report = unlearn(model, data, Forget(users=[3]), objective=objective).report
+    assert (report.method, report.curvature) == ("influence", "gauss_newton")
+    assert any("at a saddle" in reason for reason in report.reasons)
+
+
+def test_a_strength_is_chosen_on_validation_rows(trained):
+    model, data, objective = trained
+    plain = Objective(objective.loss)
+    forget = Forget(users=[3], interactions=torch.arange(40))
+    validation = data.subset(torch.arange(100, 300))
+    result = unlearn(model, data, forget, objective=objective)
+    chosen = unlearn(model, data, forget, objective=objective, validation=validation)
+    assert plain.value(chosen.model, validation) <= plain.value(result.model, validation)
+    assert any("their labels were used" in reason for reason in chosen.report.reasons)
+    assert not any("labels were used" in reason for reason in result.report.reasons)
+    live = (result.model.embedding != model.embedding) & (result.model.embedding != 0)
+    ratio = (chosen.model.embedding - model.embedding) / (result.model.embedding - model.embedding)
+    strength = float(ratio[live].median())
+    assert f"strength {strength:.4g}:" in " ".join(chosen.report.reasons)
 
 
 def options(**changes):
