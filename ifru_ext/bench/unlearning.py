@@ -331,7 +331,7 @@ class _Bench:
                     **timing,
                     "times_faster": seconds / timing["seconds"],
                     "times_faster_cpu": cpu_seconds / timing["cpu_seconds"],
-                    "unlearning": result.report.to_json(),
+                    "unlearning": _numbers(result.report.to_json()),
                     "verification": report.to_json(),
                 }
             )
@@ -462,6 +462,11 @@ class _Bench:
         stored = {"seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds}
         write_atomic(folder / _TRAINING, (json.dumps({**stored, "of": description})).encode())
         return trained
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """Without what is the same in every section."""
+    return {k: v for k, v in report.items() if k not in ("certificate", "environment")}
 
 
 def _permutation(n: int) -> Tensor:
