@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   }
   ifru::test::test_emulation();
   ifru::test::test_propagate();
+  ifru::test::test_product();
   ifru::test::test_vector();
   const int failed = ifru::test::failures;
   std::printf("%s: %d passed, %d failed\n", schedule, ifru::test::checks - failed, failed);
