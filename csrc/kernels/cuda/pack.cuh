@@ -31,6 +31,12 @@ struct alignas(V * sizeof(T)) Pack {
 #pragma unroll
     for (int q = 0; q < V; ++q) value[q] += factor * other.value[q];
   }
+  __device__ __forceinline__ T dot(const Pack& other) const {
+    T sum = 0;
+#pragma unroll
+    for (int q = 0; q < V; ++q) sum += value[q] * other.value[q];
+    return sum;
+  }
   __device__ __forceinline__ void scale(T factor) {
 #pragma unroll
     for (int q = 0; q < V; ++q) value[q] *= factor;
@@ -56,6 +62,14 @@ __device__ __forceinline__ void sum_over_teams(Pack<T, V>& pack) {
       pack.value[q] += __shfl_xor_sync(~0u, pack.value[q], lanes);
     }
   }
+}
+
+// Sums over the lanes of each team, in each of them: all lanes of the warp must be there.
+template <class Lay, class T>
+__device__ __forceinline__ T sum_over_lanes(T x) {
+#pragma unroll
+  for (int lanes = 1; lanes < Lay::L; lanes *= 2) x += __shfl_xor_sync(~0u, x, lanes);
+  return x;
 }
 
 template <class T>
