@@ -28,20 +28,17 @@ void propagate_out_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tens
   dispatch("propagate", "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
-    const cuda::PropagateParams<T, I> params{rowptr.const_data_ptr<int64_t>(),
-                                             neighbor.const_data_ptr<I>(),
-                                             inv_sqrt_degree.const_data_ptr<T>(),
-                                             x.const_data_ptr<T>(),
-                                             nullptr,
-                                             data_or_null<T>(ridge),
-                                             data_or_null<T>(v),
-                                             out.mutable_data_ptr<T>(),
-                                             mutable_or_null<T>(partial),
-                                             T(0),
-                                             false,
-                                             x.size(0),
-                                             neighbor.numel(),
-                                             x.size(1)};
+    cuda::Propagation<T, I> params{{rowptr.const_data_ptr<int64_t>(), mutable_or_null<T>(partial),
+                                    x.size(0), neighbor.numel(), x.size(1)},
+                                   neighbor.const_data_ptr<I>(),
+                                   inv_sqrt_degree.const_data_ptr<T>(),
+                                   x.const_data_ptr<T>(),
+                                   nullptr,
+                                   data_or_null<T>(ridge),
+                                   data_or_null<T>(v),
+                                   out.mutable_data_ptr<T>(),
+                                   T(0),
+                                   false};
     cuda::propagate<T, I>(params, alpha.const_data_ptr<double>(), n_layers,
                           mutable_or_null<T>(scratch), on.stream());
   });

@@ -56,20 +56,21 @@ __global__ void __launch_bounds__(kDerivativesBlock)
       row[k] = p.f + (known ? id : 0) * p.d;
       valid &= known;
     }
-    T score = 0;
-#pragma unroll 1  // more would cost registers, and spill
-    for (int64_t column = lane * Lay::V; valid && column < p.d; column += Lay::L * Lay::V) {
+    T score[1] = {};
+    for_tiles<Lay>(p.d, [&](int64_t tile) {
+      const int64_t column = tile + lane * Lay::V;
+      if (!valid || column >= p.d) return;
       P right = P::read(row[1] + column);
       if constexpr (K == 3) right.add(T(-1), P::read(row[2] + column));
-      score += P::read(row[0] + column).dot(right);
-    }
-    score = sum_over_lanes<Lay>(score);
+      score[0] = add_dot(score[0], P::read(row[0] + column), right);
+    });
+    sum_over_lanes<Lay>(score);
     if (exists && lane == 0) {
       LossDerivatives<T> l;
       if constexpr (K == 2) {
-        l = pointwise_loss(p.loss, score, p.label[e]);
+        l = pointwise_loss(p.loss, score[0], p.label[e]);
       } else {
-        l = pairwise_loss(score);
+        l = pairwise_loss(score[0]);
       }
       const T weight = !valid ? T(NAN) : p.weight == nullptr ? T(1) : p.weight[e];
       p.value[e] = weight * l.value;

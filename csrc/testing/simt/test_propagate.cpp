@@ -78,7 +78,7 @@ struct Problem {
   DeviceArray<int64_t> rowptr;
   DeviceArray<I> neighbor;
   DeviceArray<T> s_, x_, ridge_, v_, out, scratch, partial;
-  cuda::PropagateParams<T, I> params{};
+  cuda::Propagation<T, I> params{};
 
   Problem(const Shape& shape, const Graph<I>& g)
       : s(random_values<T>(g.n_nodes(), 1)),
@@ -104,7 +104,7 @@ struct Problem {
     params.v = shape.ridge ? v_.data() : nullptr;
     params.out = out.data();
     params.partial = partial.data();
-    params.n_nodes = g.n_nodes();
+    params.n_rows = g.n_nodes();
     params.n_entries = g.n_entries();
     params.d = shape.d;
   }
