@@ -9,5 +9,7 @@ namespace ifru::test {
 void test_emulation();
 void test_propagate();
 void test_vector();
+void test_derivatives();
+void test_diagonal();
 
 }  // namespace ifru::test
