@@ -22,9 +22,9 @@ def as_device(name: str, device: torch.device | str) -> torch.device:
     """
     try:
         checked = torch.device(device)
-    except (RuntimeError, TypeError):  # no device at all
-        checked = torch.device("meta")
-    if checked.type not in ("cpu", "cuda"):
+    except (RuntimeError, TypeError):
+        checked = None
+    if checked is None or checked.type not in ("cpu", "cuda"):
         raise InputError(f"{name}: expected 'cpu' or 'cuda', got {device!r}")
     if checked.type == "cuda":
         seen = torch.cuda.device_count()

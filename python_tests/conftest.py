@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 
 import emulation
 import pytest
+import torch
 
 from ifru_ext.__main__ import main
+from ifru_ext._native import native
 
 
 def pytest_addoption(parser):
@@ -19,16 +22,52 @@ def pytest_configure(config):
     library = config.getoption("emulated")
     if library is not None:
         emulation.load(library)
-        emulation.switch_on(pytest.MonkeyPatch())
+        emulation.use_for_all(pytest.MonkeyPatch())
+
+
+def is_emulated(config):
+    return config.getoption("emulated") is not None
 
 
 def pytest_runtest_setup(item):
-    emulated = item.config.getoption("emulated") is not None
-    for marker in item.iter_markers("cpu" if emulated else "emulated"):
-        pytest.skip(marker.args[0] if emulated else "needs --emulated: make test-emulated")
-    name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-    if emulated and name in emulation.CPU_ONLY:
-        pytest.skip(f"{name}: {emulation.CPU_ONLY[name]}")
+    if is_emulated(item.config):
+        for marker in item.iter_markers("cpu"):
+            pytest.skip(marker.args[0])
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if name in emulation.CPU_ONLY:
+            pytest.skip(f"{name}: {emulation.CPU_ONLY[name]}")
+    elif item.get_closest_marker("emulated"):
+        pytest.skip("needs --emulated, which make emulated gives")
+    elif item.get_closest_marker("gpu"):
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device")
+        if not native.cuda_loaded:
+            pytest.skip(f"CUDA kernels: {native.cuda_reason}")
+
+
+@pytest.fixture(autouse=True)
+def gpu(request, monkeypatch):
+    """The emulated device, for tests marked gpu with --emulated; else None."""
+    if is_emulated(request.config) and request.node.get_closest_marker("gpu"):
+        with emulation.Device(monkeypatch) as device:
+            yield device
+    else:
+        yield None
+
+
+@pytest.fixture
+def no_waiting(gpu):
+    """A context in which the host may not wait for the GPU."""
+
+    @contextmanager
+    def forbid():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return forbid if gpu is None else gpu.no_waiting
 
 
 @pytest.fixture

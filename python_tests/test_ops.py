@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import emulation
 import pytest
 import torch
 from graphs import GRAPHS, make_adjacency, make_pairs, make_triples
@@ -25,7 +26,13 @@ DIMS = (1, 7, 16, 32, 48, 64, 96, 100, 128, 130)
 RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
-def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
+def pointwise_index(adjacency, n_blocks=1, *, gather=None):
+    """The interactions as the pointwise products take them: on a GPU in the form that gathers."""
+    gather = emulation.in_use() if gather is None else gather
+    return adjacency.entries() if gather else adjacency.stream(n_blocks)
+
+
+def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0, gather=None):
     """The arguments of one op on a graph."""
     g = torch.Generator().manual_seed(seed)
 
@@ -72,7 +79,7 @@ def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
         other = torch.randint(-1, n, (entries,), generator=g).to(a.neighbor.dtype)
         neighbor = torch.where(other % 5 == 0, -1, part.neighbor)
         return part.rowptr, neighbor, other, normal(entries), f, ridge[part.rows.long()]
-    stream = a.stream(n_blocks)
+    stream = pointwise_index(a, n_blocks, gather=gather)
     indices, (residual, curvature) = stream.indices, (stream.order(normal(edges)) for _ in range(2))
     if name == "pointwise_gradient":
         return *indices, residual, f, ridge
@@ -425,7 +432,7 @@ def test_restricted_products_are_blocks_of_the_full_one(name, graph, share):
         f,
         z,
     )
-    stream = adjacency.stream(1)
+    stream = pointwise_index(adjacency)
     whole = (ops.pointwise_hvp if exact else ops.pointwise_ggn)(
         *stream.indices, *map(stream.order, values), f, full
     )
@@ -440,7 +447,7 @@ def test_blocks_and_diagonal_are_those_of_the_gauss_newton_matrix(graph, dim):
     g = torch.Generator().manual_seed(0)
     f, ridge = torch.randn(n, dim, generator=g).double(), torch.rand(n, generator=g).double()
     curvature = torch.rand(edges, generator=g).double()
-    stream = adjacency.stream(1)
+    stream = pointwise_index(adjacency)
     entries = adjacency.rowptr, adjacency.neighbor, None, curvature[adjacency.edge.long()], f, ridge
     blocks, diagonal = ops.ggn_blocks(*entries), ops.ggn_diagonal(*entries)
     assert torch.equal(blocks, blocks.mT)
