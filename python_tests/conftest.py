@@ -22,7 +22,6 @@ def pytest_configure(config):
     library = config.getoption("emulated")
     if library is not None:
         emulation.load(library)
-        emulation.use_for_all(pytest.MonkeyPatch())
 
 
 def is_emulated(config):
@@ -31,7 +30,7 @@ def is_emulated(config):
 
 def pytest_runtest_setup(item):
     if is_emulated(item.config):
-        for marker in item.iter_markers("cpu"):
+        for marker in (*item.iter_markers("cpu"), *item.iter_markers("hardware")):
             pytest.skip(marker.args[0])
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")
         if name in emulation.CPU_ONLY:
@@ -46,17 +45,20 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(autouse=True)
-def gpu(request, monkeypatch):
-    """The emulated device, for tests marked gpu with --emulated; else None."""
-    if is_emulated(request.config) and request.node.get_closest_marker("gpu"):
+def emulated_device(request, monkeypatch):
+    """With --emulated: the device, for tests marked gpu; the ops alone, for others."""
+    if not is_emulated(request.config):
+        yield None
+    elif request.node.get_closest_marker("gpu"):
         with emulation.Device(monkeypatch) as device:
             yield device
     else:
+        emulation.use_for_all(monkeypatch)
         yield None
 
 
 @pytest.fixture
-def no_waiting(gpu):
+def no_waiting(emulated_device):
     """A context in which the host may not wait for the GPU."""
 
     @contextmanager
@@ -67,7 +69,7 @@ def no_waiting(gpu):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    return forbid if gpu is None else gpu.no_waiting
+    return forbid if emulated_device is None else emulated_device.no_waiting
 
 
 @pytest.fixture

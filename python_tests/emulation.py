@@ -9,13 +9,15 @@ lie in the CPU's memory, so the package goes the ways that it goes for a GPU.
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ifru_ext import device, ops
+from ifru_ext import device, functional, ops
 
 __all__ = ["CPU_ONLY", "NAMESPACE", "Device", "in_use", "kernels", "load", "use_for_all"]
 
@@ -110,6 +112,9 @@ class Device(TorchDispatchMode):
         super().__init__()
         self._waiting_is_allowed = True
         self.recording = None
+        # Entered in one thread, it is not in others.
+        enter_too = partial(ThreadPoolExecutor, initializer=self.__enter__)
+        patch.setattr(functional, "ThreadPoolExecutor", enter_too)
         patch.setattr(device, "native", dataclasses.replace(device.native, cuda_loaded=True))
         for name, stand_in in {
             "_lazy_init": lambda: None,
@@ -199,7 +204,10 @@ def run(op, args, kwargs, recording=None):
     def placed(x):
         if not isinstance(x, torch.Tensor) or not on_device:
             return x
-        return ours.get(id(x)) if id(x) in ours else DeviceTensor(x)  # written in place, or new
+        if id(x) in ours:  # written in place
+            return ours[id(x)]
+        with torch.inference_mode(x.is_inference()):  # of a view, what its base is
+            return DeviceTensor(x)
 
     result = op(*args, **kwargs) if recording is None else recording.run(op, args, kwargs)
     return tree_map(placed, result)

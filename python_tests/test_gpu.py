@@ -217,6 +217,30 @@ def test_value_and_gradient_are_those_of_the_cpu(kind, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_differentiable_forms_are_those_of_the_cpu(kind):
     model, data, objective = make_problem("isolated", kind=kind)
+    triples = make_triples(data.adjacency)
+    results = []
+    for device in ("cuda", "cpu"):
+        here, embedding = data.to(device), model.embedding.to(device)
+        phi = functional.ObjectiveFunction(objective, model.to(device), here)
+        pairs = here.adjacency, here.label, embedding
+        comparisons = triples.to(device), embedding
+        results.append(
+            (
+                phi(embedding),
+                functional.pointwise_loss(*pairs),
+                functional.pointwise_gradient(*pairs),
+                functional.pairwise_loss(*comparisons),
+                functional.pairwise_gradient(*comparisons),
+            )
+        )
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.hardware("torch runs a backward on a GPU in a thread that asks for a real one")
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_are_those_of_the_cpu(kind):
+    model, data, objective = make_problem("isolated", kind=kind)
     results = []
     for device in ("cuda", "cpu"):
         phi = functional.ObjectiveFunction(objective, model.to(device), data.to(device))
@@ -304,13 +328,12 @@ def test_cg_solves_as_on_the_cpu(kind, check_every):
     torch.testing.assert_close(result.x.cpu(), expected.x, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("damping", ["auto", 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_unlearning_gives_the_model_of_the_cpu(kind, damping):
+def test_unlearning_gives_the_model_of_the_cpu(kind):
     model, data, objective = make_problem("isolated", kind=kind)
     forget = Forget(users=[2], interactions=[0, 5])
     results = [
-        unlearn(model.to(d), data.to(d), forget, objective=objective, damping=damping, rtol=1e-10)
+        unlearn(model.to(d), data.to(d), forget, objective=objective, rtol=1e-10)
         for d in ("cuda", "cpu")
     ]
     here, there = results
