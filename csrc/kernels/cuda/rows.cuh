@@ -15,6 +15,7 @@
 // A body is a kernel's argument, a struct that derives from RowSet<T>, with
 //   Storage    what its rows of features are stored as, and the layout follows from;
 //   kUnroll    entries that are on their way from memory at the same time;
+//   kResident  blocks to a multiprocessor: what decides how many registers a thread has;
 //   kDot       whether an entry adds a multiple of an inner product over all d features;
 //   kName      of the kernels, in errors;
 //   Row<Lay>   what the entries of a row meet, in registers: begin<Lay>(n, column);
@@ -44,9 +45,6 @@ struct RowSet {
 };
 
 constexpr int kRowsBlock = 128;
-// Per multiprocessor, half of the warps it can hold: 64 registers to a thread. Without it ptxas
-// takes fewer, and spills.
-constexpr int kResidentBlocks = 8;
 constexpr int kWarpsPerBlock = kRowsBlock / kWarpSize;
 constexpr int64_t kShortRow = 32;
 constexpr int64_t kSegment = 256;
@@ -92,14 +90,19 @@ __device__ __forceinline__ int64_t row_of(const RowSet<T>& rows, int64_t entry) 
   return low;
 }
 
-// The pack of row `id` of [n_nodes, d] at a column: NaN for an id out of bounds, zeros beyond d.
-template <class Lay, class S, class I>
-__device__ __forceinline__ Pack<S, Lay::V> read_row(const S* rows, I id, int64_t n_nodes, int64_t d,
-                                                    int64_t column) {
-  using P = Pack<S, Lay::V>;
+// An id as it is, or -1 if it is out of bounds.
+template <class I>
+__device__ __forceinline__ int64_t checked_id(I id, int64_t n) {
   const int64_t m = static_cast<int64_t>(id);
-  if (m < 0 || m >= n_nodes) return P::filled(not_a_number<S>());
-  return column < d ? P::read(rows + m * d + column) : P::filled(S{});
+  return m >= 0 && m < n ? m : -1;
+}
+
+// The pack of row m of [N, d] at a column: zeros for a negative m and beyond d.
+template <class Lay, class S>
+__device__ __forceinline__ Pack<S, Lay::V> read_pack(const S* rows, int64_t m, int64_t d,
+                                                     int64_t column) {
+  using P = Pack<S, Lay::V>;
+  return m >= 0 && column < d ? P::read(rows + m * d + column) : P::filled(S{});
 }
 
 // Loops of unknown length are not unrolled: that would cost registers and spill.
@@ -139,7 +142,7 @@ __device__ __forceinline__ void gather(const Body& b, const Row& row, int64_t fi
 // Sums each segment that lies within a long row. The others are NaN: only a rowptr that is not
 // ordered leads to them.
 template <class Body, class Lay>
-__global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_segments(const Body b) {
+__global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_segments(const Body b) {
   using T = typename Body::Value;
   using Sum = Pack<T, Lay::V>;
   const int lane = threadIdx.x % kWarpSize;
@@ -166,7 +169,7 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_segments(cons
 }
 
 template <class Body, class Lay>
-__global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Body b) {
+__global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_rows(const Body b) {
   using T = typename Body::Value;
   using Sum = Pack<T, Lay::V>;
   const int lane = threadIdx.x % kWarpSize;
@@ -197,20 +200,23 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Bo
       const bool is_long = whole.length() > kLongRow;
       const int64_t first_segment = (whole.begin + kSegment - 1) / kSegment;
       const int64_t last_segment = whole.end / kSegment;
-      const int64_t head_end = is_long ? first_segment * kSegment : whole.end;
       for_tiles<Lay>(b.d, [&](int64_t tile) {
         const int64_t column = tile + lane % Lay::L * Lay::V;
         const auto row = b.template begin<Lay>(n, column);
         auto sum = Sum::filled(T(0));
-        gather<Lay>(b, row, whole.begin + team, head_end, Lay::kTeams, column, sum);
-        if (is_long) {
+        int64_t begin = whole.begin;
+        int64_t end = is_long ? first_segment * kSegment : whole.end;
+#pragma unroll 1
+        for (;;) {  // once, or for both ends of a long row
+          gather<Lay>(b, row, begin + team, end, Lay::kTeams, column, sum);
+          if (end == whole.end) break;
           if (column < b.d) {
             for (int64_t i = first_segment + team; i < last_segment; i += Lay::kTeams) {
               sum.add(Sum::read(b.partial + i * b.d + column));
             }
           }
-          const int64_t tail = last_segment * kSegment + team;
-          gather<Lay>(b, row, tail, whole.end, Lay::kTeams, column, sum);
+          begin = last_segment * kSegment;
+          end = whole.end;
         }
         sum_over_teams<Lay>(sum);
         if (team == 0 && column < b.d) b.template write<Lay>(n, column, sum);
