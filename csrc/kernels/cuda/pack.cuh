@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "../storage.h"
 #include "launch.cuh"
@@ -20,17 +19,6 @@ __device__ __forceinline__ float widen(BFloat16 x) {
   return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
 }
 __device__ __forceinline__ float widen(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-
-template <class S>
-__device__ __forceinline__ S not_a_number() {
-  if constexpr (std::is_same_v<S, BFloat16>) {
-    return S{0x7fc0};
-  } else if constexpr (std::is_same_v<S, Float16>) {
-    return S{0x7e00};
-  } else {
-    return S(NAN);
-  }
-}
 
 // Of addresses: a pack of more bytes is read in parts.
 constexpr int kMaxAlignment = 16;

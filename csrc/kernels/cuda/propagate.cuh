@@ -15,6 +15,9 @@ template <class T, class I>
 struct Propagation : RowSet<T> {
   using Storage = T;
   static constexpr int kUnroll = 4;
+  // Half of the warps that a multiprocessor can hold: 64 registers to a thread. Without it ptxas
+  // takes fewer, and spills.
+  static constexpr int kResident = 8;
   static constexpr bool kDot = false;
   static constexpr const char* kName = "propagate";
 
@@ -39,7 +42,8 @@ struct Propagation : RowSet<T> {
   }
   template <class Lay>
   __device__ __forceinline__ Entry<Lay> read(int64_t j, int64_t column) const {
-    return read_row<Lay>(scaled, neighbor[j], this->n_rows, this->d, column);
+    const int64_t m = checked_id(neighbor[j], this->n_rows);
+    return m < 0 ? Entry<Lay>::filled(T(NAN)) : read_pack<Lay>(scaled, m, this->d, column);
   }
   template <class Lay>
   __device__ __forceinline__ void add(const Row<Lay>&, const Entry<Lay>& entry, T,
@@ -60,7 +64,7 @@ struct Propagation : RowSet<T> {
 
 // out = factor * s o x (s null: factor * x), plus ridge o v where given. A team per row.
 template <class T, class Lay>
-__global__ void __launch_bounds__(kRowsBlock, kResidentBlocks)
+__global__ void __launch_bounds__(kRowsBlock)
     scale_rows(T factor, const T* s, const T* x, const T* ridge, const T* v, int64_t n_nodes,
                int64_t d, T* out) {
   using P = Pack<T, Lay::V>;

@@ -15,8 +15,10 @@
 // A body is a kernel's argument, a struct that derives from RowSet<T>, with
 //   Storage    what its rows of features are stored as, and the layout follows from;
 //   kUnroll    entries that are on their way from memory at the same time;
+//   kResident  blocks to a multiprocessor: what decides how many registers a thread has;
 //   kDot       whether an entry adds a multiple of an inner product over all d features;
 //   kName      of the kernels, in errors;
+//   takes(range)  whether the row is the body's: all are, where it does not say otherwise;
 //   Row<Lay>   what the entries of a row meet, in registers: begin<Lay>(n, column);
 //   Entry<Lay> an entry on its way: read<Lay>(j, column);
 //   dot<Lay>(row, entry)          with kDot: this lane's part of the inner product;
@@ -32,6 +34,14 @@
 
 namespace ifru::cuda {
 
+struct RowRange {
+  int64_t begin;
+  int64_t end;
+  bool valid;
+
+  __device__ __forceinline__ int64_t length() const { return end - begin; }
+};
+
 // T is what is summed.
 template <class T>
 struct RowSet {
@@ -41,12 +51,11 @@ struct RowSet {
   int64_t n_rows;
   int64_t n_entries;
   int64_t d;
+
+  __device__ __forceinline__ bool takes(const RowRange&) const { return true; }
 };
 
 constexpr int kRowsBlock = 128;
-// Per multiprocessor, half of the warps it can hold: 64 registers to a thread. Without it ptxas
-// takes fewer, and spills.
-constexpr int kResidentBlocks = 8;
 constexpr int kWarpsPerBlock = kRowsBlock / kWarpSize;
 constexpr int64_t kShortRow = 32;
 constexpr int64_t kSegment = 256;
@@ -63,14 +72,6 @@ inline int64_t n_blocks(int64_t work, int64_t per_block, int64_t max_blocks) {
   const int64_t needed = (work + per_block - 1) / per_block;
   return needed < max_blocks ? needed : max_blocks;
 }
-
-struct RowRange {
-  int64_t begin;
-  int64_t end;
-  bool valid;
-
-  __device__ __forceinline__ int64_t length() const { return end - begin; }
-};
 
 template <class T>
 __device__ __forceinline__ RowRange row_range(const RowSet<T>& rows, int64_t n) {
@@ -92,14 +93,19 @@ __device__ __forceinline__ int64_t row_of(const RowSet<T>& rows, int64_t entry) 
   return low;
 }
 
-// The pack of row `id` of [n_nodes, d] at a column: NaN for an id out of bounds, zeros beyond d.
-template <class Lay, class S, class I>
-__device__ __forceinline__ Pack<S, Lay::V> read_row(const S* rows, I id, int64_t n_nodes, int64_t d,
-                                                    int64_t column) {
-  using P = Pack<S, Lay::V>;
+// An id as it is, or -1 if it is out of bounds.
+template <class I>
+__device__ __forceinline__ int64_t checked_id(I id, int64_t n) {
   const int64_t m = static_cast<int64_t>(id);
-  if (m < 0 || m >= n_nodes) return P::filled(not_a_number<S>());
-  return column < d ? P::read(rows + m * d + column) : P::filled(S{});
+  return m >= 0 && m < n ? m : -1;
+}
+
+// The pack of row m of [N, d] at a column: zeros for a negative m and beyond d.
+template <class Lay, class S>
+__device__ __forceinline__ Pack<S, Lay::V> read_pack(const S* rows, int64_t m, int64_t d,
+                                                     int64_t column) {
+  using P = Pack<S, Lay::V>;
+  return m >= 0 && column < d ? P::read(rows + m * d + column) : P::filled(S{});
 }
 
 // Loops of unknown length are not unrolled: that would cost registers and spill.
@@ -139,7 +145,7 @@ __device__ __forceinline__ void gather(const Body& b, const Row& row, int64_t fi
 // Sums each segment that lies within a long row. The others are NaN: only a rowptr that is not
 // ordered leads to them.
 template <class Body, class Lay>
-__global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_segments(const Body b) {
+__global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_segments(const Body b) {
   using T = typename Body::Value;
   using Sum = Pack<T, Lay::V>;
   const int lane = threadIdx.x % kWarpSize;
@@ -151,7 +157,8 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_segments(cons
     const int64_t end = begin + kSegment;
     const int64_t n = row_of(b, begin);
     const RowRange range = row_range(b, n);
-    const bool asked = range.length() > kLongRow && range.begin <= begin && end <= range.end;
+    const bool asked =
+        b.takes(range) && range.length() > kLongRow && range.begin <= begin && end <= range.end;
     for_tiles<Lay>(b.d, [&](int64_t tile) {
       const int64_t column = tile + lane % Lay::L * Lay::V;
       auto sum = Sum::filled(asked ? T(0) : T(NAN));
@@ -166,7 +173,7 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_segments(cons
 }
 
 template <class Body, class Lay>
-__global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Body b) {
+__global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_rows(const Body b) {
   using T = typename Body::Value;
   using Sum = Pack<T, Lay::V>;
   const int lane = threadIdx.x % kWarpSize;
@@ -178,8 +185,9 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Bo
     const int64_t own = first + team;
     const bool exists = own < b.n_rows;
     const RowRange range = exists ? row_range(b, own) : RowRange{0, 0, true};
+    const bool taken = exists && b.takes(range);
     const bool is_short = range.length() <= kShortRow;
-    if (exists && is_short) {
+    if (taken && is_short) {
       for_tiles<Lay>(b.d, [&](int64_t tile) {
         const int64_t column = tile + lane % Lay::L * Lay::V;
         auto sum = Sum::filled(range.valid ? T(0) : T(NAN));
@@ -189,7 +197,7 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Bo
       });
     }
     // The others one after the other, by the whole warp.
-    const unsigned others = __ballot_sync(~0u, !is_short);
+    const unsigned others = __ballot_sync(~0u, taken && !is_short);
     for (int k = 0; k < Lay::kTeams; ++k) {
       if ((others >> (k * Lay::L) & 1) == 0) continue;
       const int64_t n = first + k;
@@ -197,20 +205,23 @@ __global__ void __launch_bounds__(kRowsBlock, kResidentBlocks) sum_rows(const Bo
       const bool is_long = whole.length() > kLongRow;
       const int64_t first_segment = (whole.begin + kSegment - 1) / kSegment;
       const int64_t last_segment = whole.end / kSegment;
-      const int64_t head_end = is_long ? first_segment * kSegment : whole.end;
       for_tiles<Lay>(b.d, [&](int64_t tile) {
         const int64_t column = tile + lane % Lay::L * Lay::V;
         const auto row = b.template begin<Lay>(n, column);
         auto sum = Sum::filled(T(0));
-        gather<Lay>(b, row, whole.begin + team, head_end, Lay::kTeams, column, sum);
-        if (is_long) {
+        int64_t begin = whole.begin;
+        int64_t end = is_long ? first_segment * kSegment : whole.end;
+#pragma unroll 1
+        for (;;) {  // once, or for both ends of a long row
+          gather<Lay>(b, row, begin + team, end, Lay::kTeams, column, sum);
+          if (end == whole.end) break;
           if (column < b.d) {
             for (int64_t i = first_segment + team; i < last_segment; i += Lay::kTeams) {
               sum.add(Sum::read(b.partial + i * b.d + column));
             }
           }
-          const int64_t tail = last_segment * kSegment + team;
-          gather<Lay>(b, row, tail, whole.end, Lay::kTeams, column, sum);
+          begin = last_segment * kSegment;
+          end = whole.end;
         }
         sum_over_teams<Lay>(sum);
         if (team == 0 && column < b.d) b.template write<Lay>(n, column, sum);

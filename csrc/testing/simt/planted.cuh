@@ -27,6 +27,16 @@ __global__ void swap_in_warp(float* out) {
   out[threadIdx.x] = value[threadIdx.x ^ 1];
 }
 
+// Teams of eight lanes meet among themselves, each another number of times, then all lanes meet.
+__global__ void meet_in_teams(float* out) {
+  const unsigned team = threadIdx.x % 32 / 8;
+  float sum = 1.0f;
+  for (unsigned round = 0; round <= team; ++round) {
+    for (int bit = 4; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffu << (8 * team), sum, bit);
+  }
+  out[threadIdx.x] = __any_sync(~0u, team == 3) ? sum : 0.0f;
+}
+
 __global__ void race_in_shared(float* out) {
   __shared__ float value[kBlock];
   value[threadIdx.x] = 0.0f;

@@ -262,8 +262,9 @@ void collective(const Collective& request) {
       fail("inactive lane: " + text(request) + " names lane " + std::to_string(lane) +
            ", which has returned");
     }
-    if (other.state != State::kInCollective) {
-      complete = false;
+    if (other.state != State::kInCollective ||
+        (other.request.mask >> (thread % kWarpSize) & 1) == 0) {
+      complete = false;  // it is not there yet: it may have to meet others of its team first
     } else if (other.request.kind != request.kind || other.request.mask != request.mask ||
                other.request.site.line != request.site.line) {
       fail("divergent warp: " + text(request) + " meets " + text(other.request) + " of lane " +

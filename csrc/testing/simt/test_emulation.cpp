@@ -1,4 +1,5 @@
 // The emulation itself: good kernels pass, every planted bug gets its diagnosis.
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -45,6 +46,10 @@ void check_good_kernels() {
   DeviceArray<float> swapped(kBlock);
   CHECK(error_of_launch(swap_in_warp, 1, kBlock, swapped.data()).empty());
   for (int k = 0; k < kBlock; ++k) CHECK(swapped.host()[k] == float(k ^ 1));
+
+  DeviceArray<float> met(kBlock);
+  CHECK(error_of_launch(meet_in_teams, 1, kBlock, met.data()).empty());
+  for (int k = 0; k < kBlock; ++k) CHECK(met.host()[k] == std::pow(8.0f, 1 + k % 32 / 8));
 }
 
 // Found by the scheduler, in every build.
