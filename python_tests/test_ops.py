@@ -93,6 +93,8 @@ def raw(name):
     return getattr(ops._ops, name)
 
 
+THREADS = pytest.mark.cpu("a GPU's kernels do not know of the host's threads")
+
 IN_PLACE = ("cg_update", "cg_direction")
 OPS = [name for name in ops.__all__ if name not in (*IN_PLACE, "dot")]
 
@@ -161,6 +163,7 @@ SYMMETRIC = {
 }
 
 
+@THREADS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [16, 64, 100])
 @pytest.mark.parametrize("graph", ["hub", "power_law"])
@@ -273,124 +276,126 @@ def broken(name, position, value):
     return args
 
 
-@pytest.mark.parametrize(
-    ("name", "position", "value", "text"),
-    [
-        ("propagate", 3, lambda x: x[:5], "rowptr: expected shape [6], got [28]"),
-        ("propagate", 3, lambda x: x[0], "x: expected shape [any, any], got [4]"),
-        ("propagate", 2, lambda x: x.double(), "inv_sqrt_degree: expected the dtype of x (Float)"),
-        ("propagate", 1, lambda x: x.short(), "neighbor: expected int32 or int64, got Short"),
-        ("propagate", 1, lambda x: x[:-1], "rowptr: expected a non-decreasing sequence from 0 to"),
-        ("propagate", 4, lambda x: x.float(), "alpha: expected a float64 tensor on the CPU"),
-        ("propagate", 4, lambda x: x[:0], "alpha: expected at least one coefficient"),
-        ("propagate", 5, lambda x: None, "ridge and v: expected both or neither"),
-        ("propagate", 3, lambda x: x.half(), "expected the dtype of x (Half)"),
-        ("propagate_stream", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
-        ("propagate_stream", 4, lambda x: x[1:], "inv_sqrt_degree: expected shape [27], got [26]"),
-        ("propagate_stream", 6, lambda x: x.float(), "alpha: expected a float64 tensor"),
-        ("propagate_stream", 7, lambda x: None, "ridge and v: expected both or neither"),
-        ("pointwise_gradient", 0, lambda x: x.int(), "rowptr: expected int64, got Int"),
-        ("pointwise_gradient", 0, lambda x: x.flip(1), "rowptr: expected a non-decreasing"),
-        ("pointwise_gradient", 0, lambda x: x[0], "rowptr: expected shape [any, any], got [16]"),
-        ("pointwise_gradient", 1, lambda x: x.short(), "neighbor: expected int32 or int64"),
-        ("pointwise_gradient", 2, lambda x: x.flip(0), "cuts: expected a multiple of 1 ascending"),
-        ("pointwise_gradient", 2, lambda x: x + 1, "ascending intervals from node 15 to 27"),
-        ("pointwise_gradient", 2, lambda x: x[:1], "cuts: expected at least two nodes, got 1"),
-        ("pointwise_gradient", 3, lambda x: 5, "first_row: expected 0 or 12, got 5"),
-        ("pointwise_gradient", 4, lambda x: x[1:], "residual: expected shape [60], got [59]"),
-        ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected ascending columns within"),
-        ("pointwise_hvp", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
-        ("pointwise_hvp", 1, lambda x: x.long() * 2**58, "neighbor: expected ascending columns"),
-        (
-            "pointwise_hvp",
-            7,
-            lambda x: x[:, :2],
-            "z: expected shape [27, 4] or [k, 27, 4], got",
-        ),
-        ("pointwise_hvp", 7, lambda x: x.half(), "z: expected the dtype of f (Float), got Half"),
-        ("pointwise_hvp", 5, lambda x: x.double(), "curvature: expected Float, got Double"),
-        ("pointwise_gradient", 5, lambda x: x.half(), "f: expected float32 or float64, got Half"),
-        ("pointwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
-        ("pointwise_ggn", 5, lambda x: x[:5], "rowptr: expected shape [blocks, rows + 1] with at"),
-        ("restricted_hvp", 1, lambda x: x + 100, "rows, neighbor and local: expected node ids in"),
-        ("restricted_hvp", 2, lambda x: x - 100, "rows, neighbor and local: expected node ids in"),
-        ("restricted_ggn", 3, lambda x: x + 100, "and positions below 9, found others"),
-        ("restricted_ggn", 1, lambda x: x[1:], "z: expected shape [8, 4], got [9, 4]"),
-        ("restricted_ggn", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
-        (
-            "ggn_diagonal",
-            1,
-            lambda x: x + 100,
-            "neighbor and other: expected node ids in [0, 27) or",
-        ),
-        (
-            "ggn_blocks",
-            2,
-            lambda x: x - 2,
-            "neighbor and other: expected node ids in [0, 27) or -1",
-        ),
-        ("ggn_blocks", 2, lambda x: x.long(), "other: expected the dtype of neighbor (Int)"),
-        ("ggn_diagonal", 0, lambda x: x[:0], "rowptr: expected at least one entry, got none"),
-        ("ggn_diagonal", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
-        ("ggn_blocks", 3, lambda x: x[1:], "curvature: expected shape ["),
-        ("ggn_blocks", 5, lambda x: x[1:], "ridge: expected shape [3], got [2]"),
-        ("pointwise_derivatives", 0, lambda x: x + 100, "left and right: expected node ids in"),
-        ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
-        ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
-        ("pointwise_derivatives", 5, lambda x: 2, "loss: expected 0 (bce) or 1 (mse), got 2"),
-        (
-            "pairwise_derivatives",
-            2,
-            lambda x: x + 100,
-            "user, positive and negative: expected",
-        ),
-        (
-            "pairwise_derivatives",
-            0,
-            lambda x: x - 100,
-            "user, positive and negative: expected",
-        ),
-        ("pairwise_derivatives", 1, lambda x: x.long(), "positive: expected the dtype of user"),
-        ("pairwise_derivatives", 4, lambda x: x[1:], "weight: expected shape [60], got [59]"),
-        ("pairwise_gradient", 0, lambda x: x[1:], "rowptr: expected shape [28], got [27]"),
-        (
-            "pairwise_gradient",
-            0,
-            lambda x: x // 7 * 7,
-            "rowptr: expected a non-decreasing sequence",
-        ),
-        (
-            "pairwise_gradient",
-            0,
-            lambda x: x.clamp(max=1).mul(180),
-            "users' rows to end at entry 60",
-        ),
-        ("pairwise_gradient", 1, lambda x: x[1:], "neighbor: expected shape [180], got [179]"),
-        ("pairwise_gradient", 2, lambda x: x[1:], "other: expected shape [180], got [179]"),
-        ("pairwise_gradient", 3, lambda x: x[1:], "triple: expected shape [120], got [119]"),
-        (
-            "pairwise_gradient",
-            3,
-            lambda x: x.long(),
-            "triple: expected the dtype of neighbor",
-        ),
-        ("pairwise_gradient", 4, lambda x: x.double(), "residual: expected the dtype of f (Float)"),
-        ("pairwise_gradient", 2, lambda x: 0 * x - 1, "in [0, 27) in the users' rows, found one"),
-        ("pairwise_hvp", 1, lambda x: x + 100, "node ids in [0, 27) in the users' rows, found one"),
-        (
-            "pairwise_hvp",
-            2,
-            lambda x: x.abs(),
-            "beside -1 and a triple below 60 in the items'",
-        ),
-        ("pairwise_hvp", 3, lambda x: x + 1, "beside -1 and a triple below 60 in the items'"),
-        ("pairwise_hvp", 5, lambda x: x[1:], "curvature: expected shape [60], got [59]"),
-        ("pairwise_ggn", 3, lambda x: x - 1, "beside -1 and a triple below 60 in the items'"),
-        ("pairwise_ggn", 6, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
-        ("pairwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
-    ],
-)
-def test_bad_arguments_give_one_sentence(name, position, value, text):
+BAD = [
+    ("propagate", 3, lambda x: x[:5], "rowptr: expected shape [6], got [28]"),
+    ("propagate", 3, lambda x: x[0], "x: expected shape [any, any], got [4]"),
+    ("propagate", 2, lambda x: x.double(), "inv_sqrt_degree: expected the dtype of x (Float)"),
+    ("propagate", 1, lambda x: x.short(), "neighbor: expected int32 or int64, got Short"),
+    ("propagate", 4, lambda x: x.float(), "alpha: expected a float64 tensor on the CPU"),
+    ("propagate", 4, lambda x: x[:0], "alpha: expected at least one coefficient"),
+    ("propagate", 5, lambda x: None, "ridge and v: expected both or neither"),
+    ("propagate", 3, lambda x: x.half(), "expected the dtype of x (Half)"),
+    ("propagate_stream", 4, lambda x: x[1:], "inv_sqrt_degree: expected shape [27], got [26]"),
+    ("propagate_stream", 6, lambda x: x.float(), "alpha: expected a float64 tensor"),
+    ("propagate_stream", 7, lambda x: None, "ridge and v: expected both or neither"),
+    ("pointwise_gradient", 0, lambda x: x.int(), "rowptr: expected int64, got Int"),
+    ("pointwise_gradient", 1, lambda x: x.short(), "neighbor: expected int32 or int64"),
+    ("pointwise_gradient", 2, lambda x: x[:1], "cuts: expected at least two nodes, got 1"),
+    (
+        "pointwise_hvp",
+        7,
+        lambda x: x[:, :2],
+        "z: expected shape [27, 4] or [k, 27, 4], got",
+    ),
+    ("pointwise_hvp", 7, lambda x: x.half(), "z: expected the dtype of f (Float), got Half"),
+    ("pointwise_hvp", 5, lambda x: x.double(), "curvature: expected Float, got Double"),
+    ("pointwise_gradient", 5, lambda x: x.half(), "f: expected float32 or float64, got Half"),
+    ("pointwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+    ("pointwise_ggn", 5, lambda x: x[:5], "rowptr: expected shape [blocks, rows + 1] with at"),
+    ("restricted_ggn", 1, lambda x: x[1:], "z: expected shape [8, 4], got [9, 4]"),
+    ("ggn_blocks", 2, lambda x: x.long(), "other: expected the dtype of neighbor (Int)"),
+    ("ggn_diagonal", 0, lambda x: x[:0], "rowptr: expected at least one entry, got none"),
+    ("ggn_blocks", 3, lambda x: x[1:], "curvature: expected shape ["),
+    ("ggn_blocks", 5, lambda x: x[1:], "ridge: expected shape [3], got [2]"),
+    ("pointwise_derivatives", 1, lambda x: x.long(), "right: expected the dtype of left (Int)"),
+    ("pointwise_derivatives", 3, lambda x: x[1:], "label: expected shape [60], got [59]"),
+    ("pointwise_derivatives", 5, lambda x: 2, "loss: expected 0 (bce) or 1 (mse), got 2"),
+    ("pairwise_derivatives", 1, lambda x: x.long(), "positive: expected the dtype of user"),
+    ("pairwise_derivatives", 4, lambda x: x[1:], "weight: expected shape [60], got [59]"),
+    ("pairwise_gradient", 0, lambda x: x[1:], "rowptr: expected shape [28], got [27]"),
+    ("pairwise_gradient", 1, lambda x: x[1:], "neighbor: expected shape [180], got [179]"),
+    ("pairwise_gradient", 2, lambda x: x[1:], "other: expected shape [180], got [179]"),
+    ("pairwise_gradient", 3, lambda x: x[1:], "triple: expected shape [120], got [119]"),
+    (
+        "pairwise_gradient",
+        3,
+        lambda x: x.long(),
+        "triple: expected the dtype of neighbor",
+    ),
+    ("pairwise_gradient", 4, lambda x: x.double(), "residual: expected the dtype of f (Float)"),
+    ("pairwise_hvp", 5, lambda x: x[1:], "curvature: expected shape [60], got [59]"),
+    ("pairwise_ggn", 6, lambda x: x[:, :2], "z: expected shape [27, 4], got [27, 2]"),
+    ("pairwise_ggn", 7, lambda x: x[:2], "ridge: expected shape [27], got [2]"),
+]
+# What the host reads in the indices, and the one-pass form of them, are the CPU's.
+BAD_INDICES = [
+    ("propagate", 1, lambda x: x[:-1], "rowptr: expected a non-decreasing sequence from 0 to"),
+    ("propagate_stream", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
+    ("pointwise_gradient", 0, lambda x: x.flip(1), "rowptr: expected a non-decreasing"),
+    ("pointwise_gradient", 0, lambda x: x[0], "rowptr: expected shape [any, any], got [16]"),
+    ("pointwise_gradient", 2, lambda x: x.flip(0), "cuts: expected a multiple of 1 ascending"),
+    ("pointwise_gradient", 2, lambda x: x + 1, "ascending intervals from node 15 to 27"),
+    ("pointwise_gradient", 3, lambda x: 5, "first_row: expected 0 or 12, got 5"),
+    ("pointwise_gradient", 4, lambda x: x[1:], "residual: expected shape [60], got [59]"),
+    ("pointwise_hvp", 1, lambda x: x + 100, "neighbor: expected ascending columns within"),
+    ("pointwise_hvp", 1, lambda x: x - 20, "neighbor: expected ascending columns within"),
+    ("pointwise_hvp", 1, lambda x: x.long() * 2**58, "neighbor: expected ascending columns"),
+    ("restricted_hvp", 1, lambda x: x + 100, "rows, neighbor and local: expected node ids in"),
+    ("restricted_hvp", 2, lambda x: x - 100, "rows, neighbor and local: expected node ids in"),
+    ("restricted_ggn", 3, lambda x: x + 100, "and positions below 9, found others"),
+    ("restricted_ggn", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
+    (
+        "ggn_diagonal",
+        1,
+        lambda x: x + 100,
+        "neighbor and other: expected node ids in [0, 27) or",
+    ),
+    (
+        "ggn_blocks",
+        2,
+        lambda x: x - 2,
+        "neighbor and other: expected node ids in [0, 27) or -1",
+    ),
+    ("ggn_diagonal", 0, lambda x: x.flip(0), "rowptr: expected a non-decreasing sequence"),
+    ("pointwise_derivatives", 0, lambda x: x + 100, "left and right: expected node ids in"),
+    (
+        "pairwise_derivatives",
+        2,
+        lambda x: x + 100,
+        "user, positive and negative: expected",
+    ),
+    (
+        "pairwise_derivatives",
+        0,
+        lambda x: x - 100,
+        "user, positive and negative: expected",
+    ),
+    (
+        "pairwise_gradient",
+        0,
+        lambda x: x // 7 * 7,
+        "rowptr: expected a non-decreasing sequence",
+    ),
+    (
+        "pairwise_gradient",
+        0,
+        lambda x: x.clamp(max=1).mul(180),
+        "users' rows to end at entry 60",
+    ),
+    ("pairwise_gradient", 2, lambda x: 0 * x - 1, "in [0, 27) in the users' rows, found one"),
+    ("pairwise_hvp", 1, lambda x: x + 100, "node ids in [0, 27) in the users' rows, found one"),
+    (
+        "pairwise_hvp",
+        2,
+        lambda x: x.abs(),
+        "beside -1 and a triple below 60 in the items'",
+    ),
+    ("pairwise_hvp", 3, lambda x: x + 1, "beside -1 and a triple below 60 in the items'"),
+    ("pairwise_ggn", 3, lambda x: x - 1, "beside -1 and a triple below 60 in the items'"),
+]
+
+
+def check_refused(name, position, value, text):
     args = broken(name, position, value)
     with pytest.raises(ValueError, match=r"^" + name + ": ") as caught:
         getattr(ops, name)(*args)
@@ -398,6 +403,17 @@ def test_bad_arguments_give_one_sentence(name, position, value, text):
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="ifru_ext::" + name):
         raw(name)(*args)
+
+
+@pytest.mark.parametrize(("name", "position", "value", "text"), BAD)
+def test_bad_arguments_give_one_sentence(name, position, value, text):
+    check_refused(name, position, value, text)
+
+
+@pytest.mark.cpu("what indices on a GPU hold, the host does not see")
+@pytest.mark.parametrize(("name", "position", "value", "text"), BAD_INDICES)
+def test_bad_indices_give_one_sentence(name, position, value, text):
+    check_refused(name, position, value, text)
 
 
 def test_non_contiguous_arguments_are_accepted():
@@ -517,6 +533,7 @@ def test_sixteen_bit_features_are_computed_with_in_float32(name, dim, index, dty
     assert error < (5e-3 if dtype == torch.bfloat16 else 5e-4)
 
 
+@THREADS
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [64, 100])
@@ -642,6 +659,7 @@ def test_vector_updates_match_their_twins(shape, dtype, preconditioned):
         torch.testing.assert_close(got, expected, rtol=RTOL[dtype], atol=10 * RTOL[dtype])
 
 
+@THREADS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_vector_sums_have_the_same_bits_for_any_threads(dtype):
     before, results = torch.get_num_threads(), []
@@ -726,6 +744,7 @@ torch.save(results, {path!r})
 """
 
 
+@pytest.mark.cpu("instruction sets are the CPU's")
 @pytest.mark.parametrize("isa", native.supported_isas.split(", "))
 def test_every_instruction_set_gives_the_twins_answer(isa, tmp_path):
     path = tmp_path / "results.pt"
