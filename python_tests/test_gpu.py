@@ -62,8 +62,9 @@ def twin(name, args):
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 130])
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "index"), [(torch.float32, torch.int32), (torch.float64, torch.int64)]
+)
 @pytest.mark.parametrize("name", GPU_OPS)
 def test_ops_agree_with_their_twins(name, dtype, index, dim, graph):
     args = op_arguments(name, make_adjacency(graph, index), dim, dtype, gather=True)
@@ -117,6 +118,58 @@ def test_vector_updates_agree_with_their_twins(shape, dtype, preconditioned):
         assert got.device.type == "cuda"
         options = {"rtol": RTOL[dtype], "atol": 10 * RTOL[dtype]}
         torch.testing.assert_close(got.cpu(), expected, **options)
+
+
+# Where the ops have node ids, and where positions of rows.
+IDS = {
+    "propagate": (1,),
+    "pointwise_derivatives": (0, 1),
+    "pointwise_gradient": (1,),
+    "pointwise_hvp": (1,),
+    "pointwise_ggn": (1,),
+    "restricted_hvp": (1, 2),
+    "restricted_ggn": (1, 2),
+    "ggn_diagonal": (1, 2),
+    "ggn_blocks": (1, 2),
+    "pairwise_derivatives": (0, 1, 2),
+    "pairwise_gradient": (1, 2),
+    "pairwise_hvp": (1, 2),
+    "pairwise_ggn": (1, 2),
+}
+ROWPTR = [name for name in GPU_OPS if not name.endswith("derivatives")]
+
+
+def assert_poisoned(name, args):
+    results = as_tuple(getattr(ops, name)(*on_gpu(name, args)))
+    for result in results:
+        bad = result.isnan().cpu()
+        assert bool(bad.any())
+        assert not bool(bad.all())
+
+
+@pytest.mark.parametrize("graph", ["isolated", "hub"])
+@pytest.mark.parametrize("bad", [10**4, -2, 2**62, -(2**63)])
+@pytest.mark.parametrize(("name", "place"), [(n, k) for n, places in IDS.items() for k in places])
+def test_ids_that_do_not_exist_are_not_followed(name, place, bad, graph):
+    args = list(
+        op_arguments(name, make_adjacency(graph, torch.int64), 6, torch.float32, gather=True)
+    )
+    args[place] = args[place].clone()
+    args[place][3] = bad
+    assert_poisoned(name, args)
+
+
+@pytest.mark.parametrize("bad", [10**6, -1, 2**62, -(2**63)])
+@pytest.mark.parametrize("name", ROWPTR)
+def test_rows_that_do_not_exist_are_not_read(name, bad):
+    args = list(op_arguments(name, make_adjacency("isolated"), 6, torch.float32, gather=True))
+    args[0] = args[0].clone()
+    args[0].view(-1)[1] = bad
+    assert_poisoned(name, args)
+
+
+def test_every_op_is_in_the_tables():
+    assert set(IDS) == set(GPU_OPS)
 
 
 def test_tensors_of_two_devices_are_refused():
