@@ -35,12 +35,10 @@ constexpr unsigned kMaxThreads = 1024;
 
 enum class State { kReady, kAtBarrier, kInCollective, kDone };
 
-// Where somebody stopped. A ucontext to begin with; each switch of one costs two system calls, and
-// a shuffle takes 64 switches, so from then on a jump.
 struct Context {
-  ucontext_t begin;
-  jmp_buf stopped;
-  bool begun = true;
+  ucontext_t first;
+  jmp_buf later;
+  bool entered = false;
 };
 
 struct Fiber {
@@ -54,7 +52,7 @@ struct Fiber {
 struct Scheduler {
   std::vector<Fiber> fibers;
   std::vector<unsigned> turns;  // of the fibers
-  Context context;
+  Context context{{}, {}, true};
   Fiber* running = nullptr;
   Call call{};
   std::string error;
@@ -65,21 +63,23 @@ struct Scheduler {
 };
 Scheduler scheduler;
 
-void switch_context(Context* from, Context* to, [[maybe_unused]] const void* stack,
-                    [[maybe_unused]] size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
-  // Wants to know which stack comes next, and forbids jumps to another one.
+// AddressSanitizer wants to know which stack comes next.
+void switch_context(Context* from, Context* to, const void* stack, size_t bytes) {
   void* frames = nullptr;
   __sanitizer_start_switch_fiber(&frames, stack, bytes);
-  swapcontext(&from->begin, &to->begin);
+  swapcontext(&from->first, &to->first);
   __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
-#else
-  if (_setjmp(from->stopped) != 0) return;
-  if (to->begun) _longjmp(to->stopped, 1);
-  to->begun = true;
-  setcontext(&to->begin);
-#endif
 }
+#else
+// swapcontext saves the signal mask, by two system calls; it is needed once, to get on the stack.
+void switch_context(Context* from, Context* to, const void*, size_t) {
+  if (_setjmp(from->later) != 0) return;
+  if (to->entered) _longjmp(to->later, 1);
+  to->entered = true;
+  setcontext(&to->first);
+}
+#endif
 
 void suspend() {
   switch_context(&scheduler.running->context, &scheduler.context, scheduler.stack,
@@ -116,13 +116,13 @@ void make_fibers(Dim3 block, unsigned count) {
     fiber.thread = Dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     scheduler.turns[i] = scheduler.order == Order::kReverse ? count - 1 - i : i;
     if (fiber.stack == nullptr) fiber.stack.reset(new char[kStackBytes]);
-    Context& context = fiber.context;
-    context.begun = false;
-    getcontext(&context.begin);
-    context.begin.uc_stack.ss_sp = fiber.stack.get();
-    context.begin.uc_stack.ss_size = kStackBytes;
-    context.begin.uc_link = nullptr;
-    makecontext(&context.begin, fiber_main, 0);
+    fiber.context.entered = false;
+    ucontext_t& first = fiber.context.first;
+    getcontext(&first);
+    first.uc_stack.ss_sp = fiber.stack.get();
+    first.uc_stack.ss_size = kStackBytes;
+    first.uc_link = nullptr;
+    makecontext(&first, fiber_main, 0);
   }
 }
 
@@ -262,12 +262,15 @@ void collective(const Collective& request) {
       fail("inactive lane: " + text(request) + " names lane " + std::to_string(lane) +
            ", which has returned");
     }
-    if (other.state != State::kInCollective ||
-        (other.request.mask >> (thread % kWarpSize) & 1) == 0) {
-      complete = false;  // it is not there yet: it may have to meet others of its team first
-    } else if (other.request.kind != request.kind || other.request.mask != request.mask ||
-               other.request.site.line != request.site.line) {
-      fail("divergent warp: " + text(request) + " meets " + text(other.request) + " of lane " +
+    const Collective& theirs = other.request;
+    const bool waits = other.state == State::kInCollective;
+    const bool meets = waits && theirs.kind == request.kind && theirs.mask == request.mask &&
+                       theirs.site.line == request.site.line;
+    if (meets) continue;
+    // A lane that waits for other lanes may still come here; one that waits for this lane cannot.
+    complete = false;
+    if (waits && (theirs.mask >> (thread % kWarpSize) & 1) != 0) {
+      fail("divergent warp: " + text(request) + " meets " + text(theirs) + " of lane " +
            std::to_string(lane));
     }
   }
