@@ -11,5 +11,6 @@ void test_propagate();
 void test_vector();
 void test_derivatives();
 void test_diagonal();
+void test_pairwise();
 
 }  // namespace ifru::test
