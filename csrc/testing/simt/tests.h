@@ -12,5 +12,6 @@ void test_product();
 void test_vector();
 void test_derivatives();
 void test_diagonal();
+void test_pairwise();
 
 }  // namespace ifru::test
