@@ -60,6 +60,7 @@ def twin(name, args):
 # --- ops ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.hardware("the emulated ops run this table in test_ops.py")
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 130])
 @pytest.mark.parametrize(

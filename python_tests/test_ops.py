@@ -550,6 +550,7 @@ def test_sixteen_bit_features_have_the_same_bits_for_any_threads(name, dtype, di
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.cpu("it is the processor that flushes")
 def test_subnormal_halves_survive_where_subnormal_floats_are_flushed():
     # Two nodes without interactions: the product is the vector itself.
     indices = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
