@@ -8,6 +8,7 @@
 #include "dispatch.h"
 #include "on_device.h"
 #include "propagate_checks.h"
+#include "row_set.h"
 
 namespace ifru::ops {
 namespace {
@@ -22,14 +23,11 @@ void propagate_out_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tens
   const OnDevice on(x);
   const int64_t n_layers = alpha.numel() - 1;
   if (n_layers > 0 && !scratch.has_value()) scratch = torch::stable::empty_like(x);
-  std::optional<Tensor> partial;
-  const int64_t segments = n_layers > 0 ? cuda::n_segments(neighbor.numel()) : 0;
-  if (segments > 0) partial = torch::stable::new_empty(x, {segments, x.size(1)});
+  const auto partial = new_partial(x, n_layers > 0 ? neighbor.numel() : 0);
   dispatch("propagate", "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
-    cuda::Propagation<T, I> params{{rowptr.const_data_ptr<int64_t>(), mutable_or_null<T>(partial),
-                                    x.size(0), neighbor.numel(), x.size(1)},
+    cuda::Propagation<T, I> params{row_set<T>(rowptr, neighbor.numel(), x.size(1), partial),
                                    neighbor.const_data_ptr<I>(),
                                    inv_sqrt_degree.const_data_ptr<T>(),
                                    x.const_data_ptr<T>(),

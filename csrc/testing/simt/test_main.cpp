@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   }
   ifru::test::test_emulation();
   ifru::test::test_propagate();
+  ifru::test::test_product();
   ifru::test::test_vector();
   ifru::test::test_derivatives();
   ifru::test::test_diagonal();
