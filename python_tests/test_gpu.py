@@ -62,7 +62,7 @@ def twin(name, args):
 
 @pytest.mark.hardware("the emulated ops run this table in test_ops.py")
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 130])
+@pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 130, 260])
 @pytest.mark.parametrize(
     ("dtype", "index"), [(torch.float32, torch.int32), (torch.float64, torch.int64)]
 )
@@ -167,6 +167,47 @@ def test_rows_that_do_not_exist_are_not_read(name, bad):
     args[0] = args[0].clone()
     args[0].view(-1)[1] = bad
     assert_poisoned(name, args)
+
+
+@pytest.mark.parametrize("dim", [5, 16, 64, 100])
+def test_blocks_are_symmetric_and_have_the_diagonal(dim):
+    args = on_gpu(
+        "ggn_blocks", op_arguments("ggn_blocks", make_adjacency("power_law"), dim, torch.float32)
+    )
+    blocks = ops.ggn_blocks(*args)
+    assert torch.equal(blocks, blocks.mT)
+    diagonal = ops.ggn_diagonal(*args)
+    torch.testing.assert_close(blocks.diagonal(dim1=1, dim2=2), diagonal, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [0.0, 1e-8, 30.0, -30.0, 80.0, -80.0, 3e38, -3e38])
+@pytest.mark.parametrize("label", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_derivatives_keep_the_digits_that_the_cpu_keeps(dtype, label, score):
+    f = torch.tensor([[1.0], [score], [0.0]], dtype=dtype)
+    zero, one, two = (torch.tensor([k]) for k in range(3))
+    calls = [
+        (ops.pointwise_derivatives, zero, one, f, torch.tensor([label], dtype=dtype), None, 0),
+        (ops.pairwise_derivatives, zero, one, two, f),
+    ]
+    for op, *args in calls:
+        for x, y in zip(
+            op(*(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)),
+            op(*args),
+            strict=True,
+        ):
+            torch.testing.assert_close(x.cpu(), y, rtol=10 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("name", ["pairwise_hvp", "pairwise_ggn"])
+def test_a_bad_triple_poisons_its_three_rows(name):
+    t = make_triples(make_adjacency("isolated"))
+    args = on_gpu(name, op_arguments(name, make_adjacency("isolated"), 16, torch.float32))
+    user, positive, negative = (int(ids[7]) for ids in t.nodes())
+    args[1] = args[1].clone()
+    args[1][7] = t.n_nodes
+    bad = getattr(ops, name)(*args).isnan().any(1).cpu()
+    assert bad.nonzero().flatten().tolist() == sorted({user, positive, negative})
 
 
 def test_every_op_is_in_the_tables():

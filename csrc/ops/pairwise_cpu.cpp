@@ -10,8 +10,7 @@
 
 #include "../kernels/cpu/kernels.h"
 #include "derivatives_checks.h"
-#include "dispatch.h"
-#include "pairwise_checks.h"
+#include "pairwise.h"
 #include "parallel.h"
 
 namespace ifru::ops {
@@ -59,80 +58,57 @@ int64_t first_item(const char* op, const int64_t* rowptr, int64_t n_nodes, int64
   return boundary - rowptr;
 }
 
-// Gradient, exact product and Gauss-Newton product.
-Tensor pairwise_product(const char* op, const PairwiseTensors& t) {
-  check_pairwise(op, t);
-  const Tensor& f = t.f;
-  const int64_t n_triples = t.n_triples();
-  const int64_t n_nodes = f.size(0);
-  const int64_t* rows = t.rowptr.const_data_ptr<int64_t>();
-  check_rowptr(op, rows, n_nodes, t.neighbor.numel());
-  const int64_t n_users = first_item(op, rows, n_nodes, n_triples);
+struct Cpu {
+  static void run_pairwise(const char* op, const PairwiseTensors& t, const Tensor& out) {
+    const Tensor& f = t.f;
+    const int64_t n_triples = t.n_triples();
+    const int64_t n_nodes = f.size(0);
+    const int64_t* rows = t.rowptr.const_data_ptr<int64_t>();
+    check_rowptr(op, rows, n_nodes, t.neighbor.numel());
+    const int64_t n_users = first_item(op, rows, n_nodes, n_triples);
 
-  Tensor out = torch::stable::empty_like(f);
-  dispatch(op, "f", f, "neighbor", t.neighbor, [&](auto value_tag, auto index_tag) {
-    using T = decltype(value_tag);
-    using I = decltype(index_tag);
-    std::vector<T> change(t.curvature.has_value() ? n_triples : 0);
-    const T* f_data = f.const_data_ptr<T>();
-    const cpu::PairwiseArgs<T, I> args{
-        {rows, t.neighbor.const_data_ptr<I>(), t.other.const_data_ptr<I>(),
-         t.triple.const_data_ptr<I>(), n_triples, n_nodes},
-        data_or_null<T>(t.residual),
-        data_or_null<T>(t.curvature),
-        f_data,
-        t.z.has_value() ? t.z->const_data_ptr<T>() : f_data,
-        data_or_null<T>(t.ridge),
-        change.data(),
-        out.mutable_data_ptr<T>(),
-        f.size(1)};
-    const auto& kernels = cpu::kernels<T, I>();
-    const auto& kernel = !t.curvature.has_value() ? kernels.pairwise_gradient
-                         : t.residual.has_value() ? kernels.pairwise_hvp
-                                                  : kernels.pairwise_gauss_newton;
-    if (!parallel_rows(rows, n_users, [&](int64_t begin, int64_t end) {
-          return kernel.users(args, begin, end);
-        })) {
-      fail(op, "neighbor and other: expected node ids in [0, ", n_nodes,
-           ") in the users' rows, found one outside");
-    }
-    if (!parallel_rows(rows + n_users, n_nodes - n_users, [&](int64_t begin, int64_t end) {
-          return kernel.items(args, n_users + begin, n_users + end);
-        })) {
-      fail(op, "neighbor, other and triple: expected one node id in [0, ", n_nodes,
-           ") beside -1 and a triple below ", n_triples, " in the items' rows, found others");
-    }
-  });
-  return out;
-}
-
-Tensor pairwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                         const Tensor& triple, const Tensor& residual, const Tensor& f,
-                         const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_gradient", {rowptr, neighbor, other, triple, residual,
-                                                std::nullopt, f, std::nullopt, ridge});
-}
-
-Tensor pairwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                    const Tensor& triple, const Tensor& residual, const Tensor& curvature,
-                    const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_hvp",
-                          {rowptr, neighbor, other, triple, residual, curvature, f, z, ridge});
-}
-
-Tensor pairwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                    const Tensor& triple, const Tensor& curvature, const Tensor& f, const Tensor& z,
-                    const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_ggn",
-                          {rowptr, neighbor, other, triple, std::nullopt, curvature, f, z, ridge});
-}
+    dispatch(op, "f", f, "neighbor", t.neighbor, [&](auto value_tag, auto index_tag) {
+      using T = decltype(value_tag);
+      using I = decltype(index_tag);
+      std::vector<T> change(t.curvature.has_value() ? n_triples : 0);
+      const T* f_data = f.const_data_ptr<T>();
+      const cpu::PairwiseArgs<T, I> args{
+          {rows, t.neighbor.const_data_ptr<I>(), t.other.const_data_ptr<I>(),
+           t.triple.const_data_ptr<I>(), n_triples, n_nodes},
+          data_or_null<T>(t.residual),
+          data_or_null<T>(t.curvature),
+          f_data,
+          t.z.has_value() ? t.z->const_data_ptr<T>() : f_data,
+          data_or_null<T>(t.ridge),
+          change.data(),
+          out.mutable_data_ptr<T>(),
+          f.size(1)};
+      const auto& kernels = cpu::kernels<T, I>();
+      const auto& kernel = !t.curvature.has_value() ? kernels.pairwise_gradient
+                           : t.residual.has_value() ? kernels.pairwise_hvp
+                                                    : kernels.pairwise_gauss_newton;
+      if (!parallel_rows(rows, n_users, [&](int64_t begin, int64_t end) {
+            return kernel.users(args, begin, end);
+          })) {
+        fail(op, "neighbor and other: expected node ids in [0, ", n_nodes,
+             ") in the users' rows, found one outside");
+      }
+      if (!parallel_rows(rows + n_users, n_nodes - n_users, [&](int64_t begin, int64_t end) {
+            return kernel.items(args, n_users + begin, n_users + end);
+          })) {
+        fail(op, "neighbor, other and triple: expected one node id in [0, ", n_nodes,
+             ") beside -1 and a triple below ", n_triples, " in the items' rows, found others");
+      }
+    });
+  }
+};
 
 }  // namespace
 }  // namespace ifru::ops
 
 STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CPU, m) {
   m.impl("pairwise_derivatives", TORCH_BOX(&ifru::ops::pairwise_derivatives));
-  m.impl("pairwise_gradient", TORCH_BOX(&ifru::ops::pairwise_gradient));
-  m.impl("pairwise_hvp", TORCH_BOX(&ifru::ops::pairwise_hvp));
-  m.impl("pairwise_ggn", TORCH_BOX(&ifru::ops::pairwise_ggn));
+  m.impl("pairwise_gradient", TORCH_BOX(&ifru::ops::pairwise_gradient<ifru::ops::Cpu>));
+  m.impl("pairwise_hvp", TORCH_BOX(&ifru::ops::pairwise_hvp<ifru::ops::Cpu>));
+  m.impl("pairwise_ggn", TORCH_BOX(&ifru::ops::pairwise_ggn<ifru::ops::Cpu>));
 }
