@@ -157,7 +157,7 @@ class _CurvatureOperator:
         damping: float | Tensor,
         storage: torch.dtype | None,
     ) -> None:
-        mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge.dtype)
+        mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge)
         self._point = point
         self._diagonal = point.ridge + mu
         self._storage = storage

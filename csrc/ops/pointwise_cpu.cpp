@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
+#include "derivatives_checks.h"
 #include "dispatch.h"
 #include "parallel.h"
 #include "pointwise.h"
@@ -21,14 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_derivatives(const Tensor& left, con
                                                          const std::optional<Tensor>& weight,
                                                          int64_t loss) {
   constexpr const char* kOp = "pointwise_derivatives";
-  check_shape(kOp, "f", f, 2, -1);
-  check_shape(kOp, "left", left, 1, -1);
+  const Loss checked_loss = check_pointwise_derivatives(left, right, f, label, weight, loss);
   const int64_t n_interactions = left.numel();
-  check_shape(kOp, "right", right, 1, n_interactions);
-  check_same(kOp, "right", right, "left", left);
-  check_value(kOp, "label", label, "f", f, 1, n_interactions);
-  check_value(kOp, "weight", weight, "f", f, 1, n_interactions);
-  const Loss checked_loss = check_loss(kOp, loss);
 
   Tensor value = torch::stable::empty_like(label);
   Tensor residual = torch::stable::empty_like(label);

@@ -2,13 +2,13 @@
 // launch on the current stream. The restricted products are here because their kernels are the
 // same: these are compiled once.
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../kernels/cuda/product.cuh"
 #include "on_device.h"
 #include "pointwise.h"
+#include "registration.h"
 #include "restricted.h"
 #include "row_set.h"
 
@@ -102,7 +102,7 @@ struct Cuda {
 }  // namespace
 }  // namespace ifru::ops
 
-STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CUDA, m) {
+IFRU_CUDA_KERNELS(m) {
   m.impl("pointwise_gradient", TORCH_BOX(&ifru::ops::pointwise_gradient<ifru::ops::Cuda>));
   m.impl("pointwise_hvp", TORCH_BOX(&ifru::ops::pointwise_hvp<ifru::ops::Cuda>));
   m.impl("pointwise_hvp.out", TORCH_BOX(&ifru::ops::pointwise_hvp_out<ifru::ops::Cuda>));

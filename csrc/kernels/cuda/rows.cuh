@@ -18,6 +18,7 @@
 //   kResident  blocks to a multiprocessor: what decides how many registers a thread has;
 //   kDot       whether an entry adds a multiple of an inner product over all d features;
 //   kName      of the kernels, in errors;
+//   takes(range)  whether the row is the body's: all are, where it does not say otherwise;
 //   Row<Lay>   what the entries of a row meet, in registers: begin<Lay>(n, column);
 //   Entry<Lay> an entry on its way: read<Lay>(j, column);
 //   dot<Lay>(row, entry)          with kDot: this lane's part of the inner product;
@@ -33,6 +34,14 @@
 
 namespace ifru::cuda {
 
+struct RowRange {
+  int64_t begin;
+  int64_t end;
+  bool valid;
+
+  __device__ __forceinline__ int64_t length() const { return end - begin; }
+};
+
 // T is what is summed.
 template <class T>
 struct RowSet {
@@ -42,6 +51,8 @@ struct RowSet {
   int64_t n_rows;
   int64_t n_entries;
   int64_t d;
+
+  __device__ __forceinline__ bool takes(const RowRange&) const { return true; }
 };
 
 constexpr int kRowsBlock = 128;
@@ -61,14 +72,6 @@ inline int64_t n_blocks(int64_t work, int64_t per_block, int64_t max_blocks) {
   const int64_t needed = (work + per_block - 1) / per_block;
   return needed < max_blocks ? needed : max_blocks;
 }
-
-struct RowRange {
-  int64_t begin;
-  int64_t end;
-  bool valid;
-
-  __device__ __forceinline__ int64_t length() const { return end - begin; }
-};
 
 template <class T>
 __device__ __forceinline__ RowRange row_range(const RowSet<T>& rows, int64_t n) {
@@ -154,7 +157,8 @@ __global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_segments(cons
     const int64_t end = begin + kSegment;
     const int64_t n = row_of(b, begin);
     const RowRange range = row_range(b, n);
-    const bool asked = range.length() > kLongRow && range.begin <= begin && end <= range.end;
+    const bool asked =
+        b.takes(range) && range.length() > kLongRow && range.begin <= begin && end <= range.end;
     for_tiles<Lay>(b.d, [&](int64_t tile) {
       const int64_t column = tile + lane % Lay::L * Lay::V;
       auto sum = Sum::filled(asked ? T(0) : T(NAN));
@@ -181,8 +185,9 @@ __global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_rows(const Bo
     const int64_t own = first + team;
     const bool exists = own < b.n_rows;
     const RowRange range = exists ? row_range(b, own) : RowRange{0, 0, true};
+    const bool taken = exists && b.takes(range);
     const bool is_short = range.length() <= kShortRow;
-    if (exists && is_short) {
+    if (taken && is_short) {
       for_tiles<Lay>(b.d, [&](int64_t tile) {
         const int64_t column = tile + lane % Lay::L * Lay::V;
         auto sum = Sum::filled(range.valid ? T(0) : T(NAN));
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kRowsBlock, Body::kResident) sum_rows(const Bo
       });
     }
     // The others one after the other, by the whole warp.
-    const unsigned others = __ballot_sync(~0u, !is_short);
+    const unsigned others = __ballot_sync(~0u, taken && !is_short);
     for (int k = 0; k < Lay::kTeams; ++k) {
       if ((others >> (k * Lay::L) & 1) == 0) continue;
       const int64_t n = first + k;

@@ -19,6 +19,9 @@ int main(int argc, char** argv) {
   ifru::test::test_propagate();
   ifru::test::test_product();
   ifru::test::test_vector();
+  ifru::test::test_derivatives();
+  ifru::test::test_diagonal();
+  ifru::test::test_pairwise();
   const int failed = ifru::test::failures;
   std::printf("%s: %d passed, %d failed\n", schedule, ifru::test::checks - failed, failed);
   return failed == 0 ? 0 : 1;

@@ -10,5 +10,8 @@ void test_emulation();
 void test_propagate();
 void test_product();
 void test_vector();
+void test_derivatives();
+void test_diagonal();
+void test_pairwise();
 
 }  // namespace ifru::test
