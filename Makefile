@@ -6,6 +6,7 @@
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
 #   make simt      CUDA kernels on the CPU, emulated and checked
+#   make mutants   whether those tests notice a wrong kernel: mutation analysis (half an hour)
 #   make cubin     CUDA kernels compiled by nvcc, registers and loads against a budget; needs no GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
@@ -32,7 +33,7 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python lint format sanitize simt cubin bench readme package clean
+.PHONY: all demo test test-cpp test-python lint format sanitize simt mutants cubin bench readme package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -82,6 +83,9 @@ simt: $(ENVIRONMENT)
 		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
 	$(BIN)/cmake --build build/simt --target simt
 	$(BIN)/ctest --test-dir build/simt --output-on-failure -R simt_
+
+mutants: $(ENVIRONMENT)
+	PATH="$(abspath $(BIN)):$$PATH" python csrc/testing/simt/mutants.py $(ARGS)
 
 # cuobjdump and nvdisasm come from PyPI: the toolkit may lack them.
 cubin: $(ENVIRONMENT)
