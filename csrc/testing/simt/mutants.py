@@ -57,9 +57,9 @@ class Mutant:
     change: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> tuple[str, str, str]:
         """What mutants.json knows it by: line numbers move."""
-        return f"{self.file}: {self.text}: {self.change}"
+        return Path(self.file).name, self.text, self.change
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def edits_of(line: str) -> Iterator[Edit]:
                 "(::ifru::mutants::is<@>() || (" if is_and else "(!::ifru::mutants::is<@>() && ("
             )
             yield Edit(m.end(), end, prefix, "))", f"without {m[1]} {code[m.end() : end]}")
-    if m := _STATEMENT.match(code):
-        yield Edit(m.start(1), m.start(1), "if (!::ifru::mutants::is<@>()) ", "", "left out")
+    if whole := _STATEMENT.match(code):
+        at = whole.start(1)
+        yield Edit(at, at, "if (!::ifru::mutants::is<@>()) ", "", "left out")
 
 
 class Source:
@@ -147,7 +148,8 @@ class Source:
 
     def mutate(self, first: int) -> tuple[str, list[Mutant]]:
         """The text with all mutants, and these; `first` is the number of the first."""
-        out, mutants = [], []
+        out: list[str] = []
+        mutants: list[Mutant] = []
         for number, line in enumerate(self._lines, 1):
             edits = [] if number in self._dropped else list(edits_of(line))
             seen: Counter[str] = Counter()
@@ -161,9 +163,10 @@ class Source:
                 seen[edit.change] += 1
                 again = f" (no. {seen[edit.change]})" if seen[edit.change] > 1 else ""
                 mutants.append(Mutant(self.name, number, line.strip(), edit.change + again))
+            changed = line
             for column, _, _, text in sorted(insertions, reverse=True):
-                line = line[:column] + text + line[column:]
-            out.append(line)
+                changed = changed[:column] + text + changed[column:]
+            out.append(changed)
         text = "\n".join(out) + "\n"
         header = '#include "../../testing/simt/mutants.h"'
         return text.replace("#pragma once\n", f"#pragma once\n{header}\n", 1), mutants
@@ -253,6 +256,17 @@ def outcome(folder: Path, number: int, tests: list[str]) -> str | None:
     return None
 
 
+def read_reasons() -> dict[tuple[str, str, str], str]:
+    """Why each known survivor changes no result: file, line, change -> reason."""
+    nested = json.loads(EXPLAINED.read_text())
+    return {
+        (file, text, change): reason
+        for file, lines in nested.items()
+        for text, changes in lines.items()
+        for change, reason in changes.items()
+    }
+
+
 def main() -> int:
     """Builds, runs and lists; fails on a survivor without a reason, or a reason without one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -267,31 +281,26 @@ def main() -> int:
             raise SystemExit(f"mutants: {source.name}: its tests fail without any mutant alive")
     print(f"{len(mutants)} mutants, built in {time.monotonic() - begin:.0f} s", flush=True)
 
-    reasons: dict[str, str] = json.loads(EXPLAINED.read_text()) if EXPLAINED.exists() else {}
-    killed: Counter[str] = Counter()
-    survivors: list[Mutant] = []
-
-    def settle(number: int) -> None:
-        mutant, source = mutants[number]
-        how = outcome(arguments.folder, number, source.tests)
-        if how is None:
-            survivors.append(mutant)
-            return
-        killed[how] += 1
+    def settle(number: int) -> str | None:
+        return outcome(arguments.folder, number, mutants[number][1].tests)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(settle, mutants))
-    print(f"killed {killed.total()}: {dict(killed)}, in {time.monotonic() - begin:.0f} s in all")
+        outcomes = dict(zip(mutants, pool.map(settle, mutants), strict=True))
+    killed = Counter(how for how in outcomes.values() if how is not None)
+    print(f"killed by {dict(killed)}, {time.monotonic() - begin:.0f} s in all")
+
+    reasons = read_reasons()
+    survivors = [mutants[number][0] for number, how in outcomes.items() if how is None]
     unexplained = 0
-    for mutant in sorted(survivors, key=lambda m: (m.file, m.line)):
-        reason = reasons.get(mutant.key)
+    for mutant in survivors:
+        reason = reasons.pop(mutant.key, None)
         unexplained += reason is None
         print(f"{mutant.file}:{mutant.line}: {mutant.text}\n    {mutant.change}: ", end="")
-        print(reason or "SURVIVED, not in mutants.json")
-    names = {source.name for source in sources}
-    alive = {mutant.key for mutant in survivors}
-    stale = [k for k in reasons if k.split(":")[0] in names and k not in alive]
-    print("".join(f"{key}\n    in mutants.json, but killed or gone\n" for key in stale), end="")
+        print(reason or f"SURVIVED, not in {EXPLAINED.name}")
+    names = {Path(source.name).name for source in sources}
+    stale = [key for key in reasons if key[0] in names]
+    for file, text, change in stale:
+        print(f"{file}: {text}\n    {change}: in {EXPLAINED.name}, but killed or gone")
     equivalent = len(survivors) - unexplained
     print(f"{killed.total()} killed, {equivalent} equivalent, {unexplained} unexplained")
     return 1 if unexplained or stale else 0
