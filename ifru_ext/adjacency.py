@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ifru_ext import _host
 from ifru_ext.columns import ArrayLike, as_ids
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 
 __all__ = ["Adjacency", "AdjacencySlice", "Stream"]
@@ -57,6 +61,24 @@ class Adjacency:
         arrays = _host.bipartite_adjacency(user.cpu().numpy(), item.cpu().numpy(), n_users, n_items)
         rowptr, neighbor, edge = (torch.from_numpy(a).to(user.device) for a in arrays)
         return cls(rowptr, neighbor, edge, n_users, n_items)
+
+    def to(self, device: torch.device | str) -> Adjacency:
+        """The same on a device, "cpu" or "cuda"; itself if it is there.
+
+        Raises:
+            InputError: There is no such device.
+        """
+        device = as_device("device", device)
+        rowptr, neighbor, edge = (t.to(device) for t in (self.rowptr, self.neighbor, self.edge))
+        if rowptr is self.rowptr:
+            return self
+        return Adjacency(rowptr, neighbor, edge, self.n_users, self.n_items)
+
+    @cached_property
+    def _arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Rowptr, neighbor and edge on the host: the same memory there, else one copy."""
+        rowptr, neighbor, edge = (t.cpu().numpy() for t in (self.rowptr, self.neighbor, self.edge))
+        return rowptr, neighbor, edge
 
     @property
     def n_nodes(self) -> int:
@@ -113,12 +135,7 @@ class Adjacency:
         if n_blocks not in _BLOCKS:
             raise InputError(f"n_blocks: expected one of {_BLOCKS}, got {n_blocks}")
         if n_blocks not in self._streams:
-            parts = _host.stream_order(
-                self.rowptr.cpu().numpy(),
-                self.neighbor.cpu().numpy(),
-                self.edge.cpu().numpy(),
-                *(first_row, n_rows, _N_CUTS, n_blocks),
-            )
+            parts = _host.stream_order(*self._arrays, first_row, n_rows, _N_CUTS, n_blocks)
             device = self.rowptr.device
             rowptr, neighbor, edge, cuts = (torch.from_numpy(part).to(device) for part in parts)
             self._streams[n_blocks] = Stream(
@@ -135,15 +152,10 @@ class Adjacency:
         Raises:
             ValueError: They are not.
         """
-        parts = _host.slice_rows(
-            self.rowptr.cpu().numpy(),
-            self.neighbor.cpu().numpy(),
-            self.edge.cpu().numpy(),
-            rows.cpu().numpy(),
-        )
+        parts = _host.slice_rows(*self._arrays, rows.cpu().numpy())
         device = self.rowptr.device
         rowptr, neighbor, local, edge = (torch.from_numpy(part).to(device) for part in parts)
-        return AdjacencySlice(rowptr, rows.to(neighbor.dtype), neighbor, local, edge)
+        return AdjacencySlice(rowptr, rows.to(device, neighbor.dtype), neighbor, local, edge)
 
     def expand_hop(self, rows: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """The neighbours of some rows, with the importance that is passed on; equation (13).
@@ -161,13 +173,10 @@ class Adjacency:
         Raises:
             ValueError: The rows are not ascending, distinct and in range.
         """
-        found, passed = _host.expand_hop(
-            self.rowptr.cpu().numpy(),
-            self.neighbor.cpu().numpy(),
-            rows.cpu().numpy(),
-            score.cpu().double().numpy(),
-        )
-        return torch.from_numpy(found), torch.from_numpy(passed)
+        rowptr, neighbor, _ = self._arrays
+        parts = _host.expand_hop(rowptr, neighbor, rows.cpu().numpy(), score.cpu().double().numpy())
+        found, passed = (torch.from_numpy(part).to(self.rowptr.device) for part in parts)
+        return found, passed
 
     def ball(self, rows: ArrayLike, hops: int) -> Tensor:
         """The closed neighbourhood of some rows; the cost follows the entries within it.
@@ -185,7 +194,7 @@ class Adjacency:
         ball = self.checked_rows(rows)
         for _ in range(as_integer("hops", hops, 0)):
             found, _ = self.expand_hop(ball, torch.zeros(len(ball)))
-            ball = torch.cat([ball, found.to(ball.device)]).unique()
+            ball = torch.cat([ball, found]).unique()
         return ball
 
     def changed_rows(self, other: Adjacency) -> Tensor:

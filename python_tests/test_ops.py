@@ -72,13 +72,18 @@ def op_arguments(name, adjacency, dim, dtype, *, n_blocks=1, seed=0):
         other = torch.randint(-1, n, (entries,), generator=g).to(a.neighbor.dtype)
         neighbor = torch.where(other % 5 == 0, -1, part.neighbor)
         return part.rowptr, neighbor, other, normal(entries), f, ridge[part.rows.long()]
-    indices = a.stream(n_blocks).indices
-    residual, curvature = normal(edges), normal(edges)
+    stream = a.stream(n_blocks)
+    indices, (residual, curvature) = stream.indices, (stream.order(normal(edges)) for _ in range(2))
     if name == "pointwise_gradient":
         return *indices, residual, f, ridge
     if name == "pointwise_hvp":
         return *indices, residual, curvature, f, z, ridge
     return *indices, curvature, f, z, ridge
+
+
+def raw(name):
+    """The op without its wrapper."""
+    return getattr(ops._ops, name)
 
 
 IN_PLACE = ("cg_update", "cg_direction")
@@ -129,17 +134,16 @@ def test_opcheck(name, n_optional):
         args = args[: -2 if name.startswith("propagate") else -1]
     elif n_optional:
         args = (*args[:4], None, 1)
-    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, args)
+    torch.library.opcheck(raw(name).default, args)
 
 
 @pytest.mark.parametrize("name", ["pointwise_hvp", "pointwise_ggn"])
 def test_opcheck_of_stored_features_and_several_vectors(name):
     args = list(op_arguments(name, make_adjacency("isolated"), 7, torch.float32))
     args[-3], args[-2] = args[-3].half(), torch.stack([args[-2].half()] * 3)
-    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).default, tuple(args))
+    torch.library.opcheck(raw(name).default, tuple(args))
 
 
-STREAMED = ("pointwise_gradient", "pointwise_hvp", "pointwise_ggn")
 SYMMETRIC = {
     "propagate": 3,
     "propagate_stream": 5,
@@ -156,20 +160,11 @@ SYMMETRIC = {
 @pytest.mark.parametrize("name", OPS)
 def test_threads_and_blocks_give_the_same_bits(name, graph, dim, dtype):
     adjacency = make_adjacency(graph)
-    streamed = name in STREAMED
-    if streamed:  # the same values for every interaction, whatever the order
-        g = torch.Generator().manual_seed(0)
-        edges = adjacency.n_interactions
-        values = [torch.randn(edges, generator=g, dtype=torch.float64).to(dtype) for _ in range(2)]
-        values = values[: 2 if name == "pointwise_hvp" else 1]
     before, results = torch.get_num_threads(), []
     try:
         for threads, n_blocks in ((1, 1), (2, 2), (3, 8), (2, 64), (1, 4)):
             torch.set_num_threads(threads)
-            args = list(op_arguments(name, adjacency, dim, dtype, n_blocks=n_blocks))
-            if streamed:
-                stream = adjacency.stream(n_blocks)
-                args[4 : 4 + len(values)] = map(stream.order, values)
+            args = op_arguments(name, adjacency, dim, dtype, n_blocks=n_blocks)
             results.append(as_tuple(getattr(ops, name)(*args)))
     finally:
         torch.set_num_threads(before)
@@ -236,13 +231,14 @@ def test_bce_does_not_overflow(score):
         assert float(curvature) == 0.0
 
 
+@pytest.mark.parametrize("name", ["propagate", "propagate_stream"])
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6)), max_size=40),
     dim=st.integers(1, 20),
     layers=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_graph_propagates_like_a_dense_matrix(pairs, dim, layers):
+def test_any_graph_propagates_like_a_dense_matrix(name, pairs, dim, layers):
     user = torch.tensor([p[0] for p in pairs], dtype=torch.int64)
     item = torch.tensor([p[1] for p in pairs], dtype=torch.int64)
     adjacency = Adjacency.from_pairs(user, item, 9, 7)
@@ -258,10 +254,10 @@ def test_any_graph_propagates_like_a_dense_matrix(pairs, dim, layers):
     for a in alpha:
         expected += a * power
         power = normalised @ power
-    gathered = ops.propagate(adjacency.rowptr, adjacency.neighbor, s, x, alpha)
-    streamed = ops.propagate_stream(*adjacency.stream(2).indices, s, x, alpha)
-    for got in (gathered, streamed):
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    gathered = adjacency.rowptr, adjacency.neighbor
+    indices = gathered if name == "propagate" else adjacency.stream(2).indices
+    got = getattr(ops, name)(*indices, s, x, alpha)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def broken(name, position, value):
@@ -394,7 +390,7 @@ def test_bad_arguments_give_one_sentence(name, position, value, text):
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="ifru_ext::" + name):
-        getattr(torch.ops.ifru_ext, name)(*args)
+        raw(name)(*args)
 
 
 def test_non_contiguous_arguments_are_accepted():
@@ -519,13 +515,10 @@ def test_sixteen_bit_features_are_computed_with_in_float32(name, dim, index, dty
 @pytest.mark.parametrize("dim", [64, 100])
 def test_sixteen_bit_features_have_the_same_bits_for_any_threads(name, dtype, dim):
     adjacency, before, results = make_adjacency("hub"), torch.get_num_threads(), []
-    curvature = torch.randn(adjacency.n_interactions, generator=torch.Generator().manual_seed(0))
     try:
         for threads, n_blocks in ((1, 1), (2, 2), (3, 8)):
             torch.set_num_threads(threads)
             args = list(op_arguments(name, adjacency, dim, torch.float32, n_blocks=n_blocks))
-            values = adjacency.stream(n_blocks).order(curvature)
-            args[4:-3] = [values] * len(args[4:-3])
             args[-3], args[-2] = args[-3].to(dtype), args[-2].to(dtype)
             results.append(getattr(ops, name)(*args))
     finally:
@@ -561,7 +554,7 @@ def test_results_are_written_where_asked(name, dtype):
         scratches = (scratch,)
     else:
         scratches = ()
-    torch.library.opcheck(getattr(torch.ops.ifru_ext, name).out, (*args, out, *scratches))
+    torch.library.opcheck(raw(name).out, (*args, out, *scratches))
 
 
 def test_what_is_written_to_is_checked():
@@ -668,10 +661,11 @@ def test_float32_sums_accumulate_in_float64():
 def test_vector_ops_pass_opcheck():
     x, r, p, ap = vectors((6, 5), torch.float32, 4)
     dots = torch.empty(2, dtype=torch.float64)
-    raw = torch.ops.ifru_ext
-    torch.library.opcheck(raw.dot.default, (x, r))
-    torch.library.opcheck(raw.cg_update.default, (x, r, p, ap, scalar(0.5), x[:, 0].clone(), dots))
-    torch.library.opcheck(raw.cg_direction.default, (p, r, scalar(0.5), None))
+    torch.library.opcheck(raw("dot").default, (x, r))
+    torch.library.opcheck(
+        raw("cg_update").default, (x, r, p, ap, scalar(0.5), x[:, 0].clone(), dots)
+    )
+    torch.library.opcheck(raw("cg_direction").default, (p, r, scalar(0.5), None))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 // propagate on CUDA, equation (1): check, allocate, launch on the current stream.
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -8,6 +7,7 @@
 #include "dispatch.h"
 #include "on_device.h"
 #include "propagate_checks.h"
+#include "registration.h"
 
 namespace ifru::ops {
 namespace {
@@ -58,7 +58,7 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
 }  // namespace
 }  // namespace ifru::ops
 
-STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CUDA, m) {
+IFRU_CUDA_KERNELS(m) {
   m.impl("propagate", TORCH_BOX(&ifru::ops::propagate_cuda));
   m.impl("propagate.out", TORCH_BOX(&ifru::ops::propagate_out_cuda));
 }
