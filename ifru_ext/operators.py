@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "CapturableOperator",
     "GaussNewtonOperator",
     "HessianOperator",
     "LinearOperator",
@@ -52,7 +53,16 @@ class WritingOperator(LinearOperator, Protocol):
     """One that can write its product to a given tensor, which solvers reuse."""
 
     def matvec_into(self, v: Tensor, out: Tensor) -> Tensor:
-        """Writes the product with v to `out` of the same shape, and returns it."""
+        """Writes the product with v [N, d], or several [k, N, d], to `out`, and returns it."""
+
+
+@runtime_checkable
+class CapturableOperator(WritingOperator, Protocol):
+    """One that says whether a CUDA graph can hold its product."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `matvec_into` never waits for the device, after a first product has been made."""
 
 
 def checked_damping(damping: float | Tensor, n_rows: int) -> Tensor:
@@ -179,12 +189,24 @@ class _CurvatureOperator:
                 f"out: expected contiguous, shape {list(v.shape)} and {v.dtype}, "
                 f"got {list(out.shape)} and {out.dtype}"
             )
-        if v.dim() == 2:
+        if v.dim() == 2 or self._takes_several:
             self._product(v, out)
         else:
             for one, result in zip(v, out, strict=True):
                 self._product(one, result)
         return out
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold the product: float16 asks for the vector's size first."""
+        return self._storage is not torch.float16
+
+    @property
+    def _takes_several(self) -> bool:
+        """Whether one call of the op multiplies several vectors; a propagation takes one."""
+        point = self._point
+        whole = isinstance(point, Linearization) and point.model.graph is None
+        return whole and self._storage is None
 
     def _product(self, v: Tensor, out: Tensor) -> None:
         if isinstance(self._point, Linearization):
