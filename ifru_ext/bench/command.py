@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ifru_ext.bench.runner import BenchSettings, run_hvp, run_propagate
+from ifru_ext.bench.runner import BenchSettings, run_cg, run_hvp, run_propagate
 from ifru_ext.bench.shapes import VISIBLE, parse_shapes
 from ifru_ext.bench.timing import n_cores
 from ifru_ext.device import as_device
@@ -78,6 +78,22 @@ def propagate_command(
     Example: ifru bench propagate --shapes A,ml-100k --dims 64 --threads 1
     """
     _bench("propagate", run_propagate, shapes, dims, threads, repeats, path, device)
+
+
+@bench.command("cg")
+def cg_command(
+    shapes: Shapes = _ALL,
+    dims: Dims = _DIMS,
+    threads: Threads = None,
+    repeats: Repeats = _REPEATS,
+    path: JsonPath = None,
+    device: Device = "cpu",
+) -> None:
+    """Twenty iterations of conjugate gradients against the same in plain torch.
+
+    Example: ifru bench cg --shapes A,ml-100k --dims 64 --threads 1
+    """
+    _bench("cg", run_cg, shapes, dims, threads, repeats, path, device)
 
 
 def _bench(

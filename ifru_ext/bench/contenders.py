@@ -24,19 +24,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from ifru_ext import ops
 from ifru_ext.bench.problems import (
+    CONJUGATE_GRADIENTS,
     GAUSS_NEWTON,
     HESSIAN,
+    N_ITERATIONS,
     N_LAYERS,
     PROPAGATION,
     RESTRICTED_NODES,
     RESTRICTED_REQUEST,
+    CgProblem,
     HvpProblem,
     PropagateProblem,
 )
 from ifru_ext.bench.timing import Call
 from ifru_ext.graph import BipartiteGraph
+from ifru_ext.solvers import cg
 
-__all__ = ["HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
+__all__ = ["CG", "HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
 
 P = TypeVar("P")
 
@@ -175,7 +179,7 @@ def _ours_bytes(p: HvpProblem) -> int:
 
 
 def _ours_stored_bytes(p: HvpProblem) -> int:
-    """f and z take two bytes each; besides, z is read once and its copy written."""
+    """F and z take two bytes each; besides, z is read once and its copy written."""
     return _product_bytes(p, n_values=2, size=2) + p.data.n_nodes * 6 * p.dim
 
 
@@ -568,4 +572,48 @@ PROPAGATE: tuple[Contender[PropagateProblem], ...] = (
     Contender("cusparse", PROPAGATION, TORCH, _csr, _int32_bytes, _cuda_only),
     Contender("embedding_bag", PROPAGATION, TORCH, _weighted_bag, _int32_bytes),
     Contender("coo", PROPAGATION, TORCH, _coo, _coo_bytes),
+)
+
+
+# ---- Conjugate gradients --------------------------------------------------------------------
+
+
+def _ours_cg(p: CgProblem) -> Call:
+    """As a user calls it, with one look at the residual, at the end."""
+    operator = p.operator(torch.float32, p.device)
+    n = N_ITERATIONS
+    return lambda: cg(operator, p.b, rtol=0.0, maxiter=n, check_every=n).x
+
+
+def _textbook_cg(p: CgProblem) -> Call:
+    """The textbook's iteration around the strongest product in plain torch; never looks."""
+    multiply = _joined_gauss_newton(p)
+
+    def solve() -> Tensor:
+        x, r = torch.zeros_like(p.b), p.b.clone()
+        p.z.copy_(r)
+        rr = torch.linalg.vecdot(r.view(-1), r.view(-1))
+        for _ in range(N_ITERATIONS):
+            ap = multiply().add_(p.z, alpha=p.damping)
+            alpha = rr / torch.linalg.vecdot(p.z.view(-1), ap.view(-1))
+            x.addcmul_(p.z, alpha)
+            r.addcmul_(ap, -alpha)
+            rr, before = torch.linalg.vecdot(r.view(-1), r.view(-1)), rr
+            p.z.mul_(rr / before).add_(r)
+        return x
+
+    return solve
+
+
+def _cg_bytes(p: CgProblem) -> int:
+    """Per iteration a product, and 44 d per node.
+
+    <p, Ap> reads 8 d; the update reads 16 d and writes 8 d; the direction reads 8 d and writes 4 d.
+    """
+    return N_ITERATIONS * (_ours_gauss_newton_bytes(p) + 44 * p.data.n_nodes * p.dim)
+
+
+CG: tuple[Contender[CgProblem], ...] = (
+    Contender("ours", CONJUGATE_GRADIENTS, OURS, _ours_cg, _cg_bytes),
+    Contender("joined", CONJUGATE_GRADIENTS, TORCH, _textbook_cg, None),
 )

@@ -11,16 +11,23 @@ from torch import Tensor
 
 from ifru_ext import ops, reference
 from ifru_ext.adjacency import AdjacencySlice, Stream
+from ifru_ext.bench.timing import CPU
 from ifru_ext.interactions import Interactions
-from ifru_ext.objective import Loss
+from ifru_ext.models import MatrixFactorization
+from ifru_ext.objective import Loss, Objective
+from ifru_ext.operators import GaussNewtonOperator
+from ifru_ext.solvers import cg
 
 __all__ = [
+    "CONJUGATE_GRADIENTS",
     "GAUSS_NEWTON",
     "HESSIAN",
+    "N_ITERATIONS",
     "N_LAYERS",
     "PROPAGATION",
     "RESTRICTED_NODES",
     "RESTRICTED_REQUEST",
+    "CgProblem",
     "HvpProblem",
     "PropagateProblem",
     "Side",
@@ -33,8 +40,10 @@ GAUSS_NEWTON = "gauss_newton"
 RESTRICTED_NODES = "hessian block of 100 random nodes"
 RESTRICTED_REQUEST = "hessian block of the nodes of 100 random interactions"
 PROPAGATION = "propagation"
+CONJUGATE_GRADIENTS = "conjugate gradients"
 
 N_LAYERS = 3
+N_ITERATIONS = 20
 _N_RANDOM = 100
 # Numbers in a temporary of the float64 references: 256 MB each, so that D stays below 6 GiB.
 _PIECE = 1 << 25
@@ -69,9 +78,7 @@ class HvpProblem:
         z: [N, d] float32, the vector.
     """
 
-    def __init__(
-        self, data: Interactions, dim: int, device: torch.device = torch.device("cpu")
-    ) -> None:
+    def __init__(self, data: Interactions, dim: int, device: torch.device = CPU) -> None:
         self._host_data = data
         self.data = data.to(device)
         self.dim = dim
@@ -191,6 +198,38 @@ class HvpProblem:
         return reference.restricted_hvp(s.rowptr, s.rows, s.neighbor, s.local, r, w, f, z)
 
 
+class CgProblem(HvpProblem):
+    """Twenty iterations on the damped Gauss-Newton matrix of the same factorisation.
+
+    The damping is of the size of the largest row's curvature, so that float32 and float64 take the
+    same steps.
+
+    Attributes:
+        damping: mu.
+        b: [N, d] float32, the right-hand side.
+    """
+
+    def __init__(self, data: Interactions, dim: int, device: torch.device = CPU) -> None:
+        super().__init__(data, dim, device)
+        self.damping = float(data.degrees().max()) * dim**-0.5 / 16
+        self.b = self.z.clone()
+
+    def operator(self, dtype: torch.dtype, device: torch.device) -> GaussNewtonOperator:
+        """C + mu I at the features."""
+        users, items = self.f.to(dtype).to(device).split(self.data.shape)
+        model = MatrixFactorization(users, items)
+        data = self._host_data if device.type == "cpu" else self.data
+        return GaussNewtonOperator(model, data, Objective("bce"), damping=self.damping)
+
+    def reference(self, product: str) -> Tensor:
+        """The iterate in float64, with the same solver; made once."""
+        if product not in self._references:
+            operator = self.operator(torch.float64, CPU)
+            found = cg(operator, self.b.cpu().double(), rtol=0.0, maxiter=N_ITERATIONS)
+            self._references[product] = found.x
+        return self._references[product]
+
+
 class PropagateProblem:
     """LightGCN's propagation with three layers, every interaction an edge; equation (1).
 
@@ -206,9 +245,7 @@ class PropagateProblem:
         inv_sqrt_degree: [N] float64.
     """
 
-    def __init__(
-        self, data: Interactions, dim: int, device: torch.device = torch.device("cpu")
-    ) -> None:
+    def __init__(self, data: Interactions, dim: int, device: torch.device = CPU) -> None:
         self._host_data = data
         self.data = data.to(device)
         self.dim = dim
@@ -241,8 +278,7 @@ class PropagateProblem:
         # Features do not mix: some columns at a time bound the memory.
         columns = self.x.cpu().split(max(1, _PIECE // a.neighbor.numel()), dim=1)
         parts = [
-            reference.propagate(a.rowptr, a.neighbor, s, x.double(), self.alpha)
-            for x in columns
+            reference.propagate(a.rowptr, a.neighbor, s, x.double(), self.alpha) for x in columns
         ]
         return torch.cat(parts, dim=1)
 

@@ -17,15 +17,17 @@ from torch import Tensor
 from ifru_ext import ops
 from ifru_ext._native import native
 from ifru_ext.adjacency import Adjacency
-from ifru_ext.bench.contenders import HVP, OURS, PROPAGATE, TORCH, Contender
+from ifru_ext.bench.contenders import CG, HVP, OURS, PROPAGATE, TORCH, Contender
 from ifru_ext.bench.problems import (
     HESSIAN,
+    CgProblem,
     HvpProblem,
     PropagateProblem,
     relative_error,
 )
 from ifru_ext.bench.shapes import Shape, load_shape
 from ifru_ext.bench.timing import (
+    CPU,
     Timing,
     bandwidth,
     call_overhead,
@@ -36,7 +38,7 @@ from ifru_ext.bench.timing import (
 from ifru_ext.environment import environment
 from ifru_ext.interactions import Interactions
 
-__all__ = ["BenchSettings", "run_hvp", "run_propagate"]
+__all__ = ["BenchSettings", "run_cg", "run_hvp", "run_propagate"]
 
 
 class _Problem(Protocol):
@@ -65,7 +67,7 @@ class BenchSettings:
     dims: Sequence[int]
     threads: Sequence[int]
     repeats: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 def run_hvp(
@@ -91,6 +93,11 @@ def run_propagate(
 ) -> dict[str, Any]:
     """Propagation; arguments and result as `run_hvp`."""
     return _run("propagate", settings, PropagateProblem, PROPAGATE, _propagate_overhead, on_section)
+
+
+def run_cg(settings: BenchSettings, on_section: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Conjugate gradients; arguments and result as `run_hvp`."""
+    return _run("cg", settings, CgProblem, CG, _hvp_overhead, on_section)
 
 
 def _run(

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 __all__ = [
+    "CPU",
     "Call",
     "Clock",
     "CpuClock",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 Call = Callable[[], Tensor]
+
+CPU = torch.device("cpu")
 
 _LEAST_CALLS = 3
 _PATIENCE = 8.0  # seconds after which a contender with enough calls sits out
