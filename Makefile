@@ -102,6 +102,7 @@ readme: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
+	$(BIN)/ifru bench cg $(ARGS)
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)
