@@ -94,7 +94,8 @@ class Adjacency:
         """The interactions in the order of one pass; made once for each number of blocks.
 
         The side with more nodes streams by, the other one is accessed at random. The order of every
-        sum is the same for any number of blocks, and so are the bits of what is computed.
+        sum is the same for any number of blocks, and so are the bits of what is computed. On a GPU
+        there are no blocks, and this is `entries()`.
 
         Args:
             n_blocks: Column blocks, of which each can have a thread of its own: a power of two up
@@ -104,6 +105,10 @@ class Adjacency:
         Raises:
             ValueError: `n_blocks` is no power of two up to 64.
         """
+        if self.rowptr.is_cuda:
+            if 1 not in self._streams:
+                self._streams[1] = self.entries()
+            return self._streams[1]
         first_row = 0 if self.n_users >= self.n_items else self.n_users
         n_rows = max(self.n_users, self.n_items)
         if n_blocks is None:
@@ -125,6 +130,11 @@ class Adjacency:
                 rowptr.view(n_blocks, n_rows + 1), neighbor, edge, cuts, first_row
             )
         return self._streams[n_blocks]
+
+    def entries(self) -> Stream:
+        """Every interaction at both its ends: the form in which each row gathers, for a GPU."""
+        cuts = torch.tensor([0, self.n_nodes], device=self.rowptr.device)
+        return Stream(self.rowptr.view(1, -1), self.neighbor, self.edge, cuts, 0)
 
     def slice(self, rows: Tensor) -> AdjacencySlice:
         """The entries of some rows.
@@ -257,9 +267,12 @@ class AdjacencySlice:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The interactions in the order of one pass, for the pointwise products.
+    """The interactions in the order of the pointwise products, in one of two forms.
 
-    Block by block of columns, row by row, columns ascending. The rows are one side's nodes.
+    For the CPU each once: block by block of columns, row by row, columns ascending; the rows are
+    one side's nodes, and an interaction adds to its row and to its column. For CUDA each at both
+    its ends: the rows are all nodes, R = N, and an entry adds to its row alone. There B = 1,
+    C = 1 and 2E stands in the place of E.
 
     Attributes:
         rowptr: [B, R + 1] int64 positions.
@@ -281,5 +294,5 @@ class Stream:
         return self.rowptr, self.neighbor, self.cuts, self.first_row
 
     def order(self, values: Tensor) -> Tensor:
-        """[E] in interaction order -> [E] in stream order."""
+        """[E] in interaction order -> [E], or [2E] at both ends, in stream order."""
         return values.index_select(0, self.edge)

@@ -85,8 +85,8 @@ class Linearization:
         degree: [N] int64, interactions at each node.
         features: [N, d], F = P E.
         loss: [E] in interaction order.
-        residual: [E] r in stream order.
-        curvature: [E] w in stream order.
+        residual: r in stream order, one for each entry of the stream.
+        curvature: w, likewise.
         ridge: [N].
     """
 

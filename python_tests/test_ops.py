@@ -824,6 +824,46 @@ def test_streams_list_every_interaction_once(graph, n_blocks):
         assert bool(((part >= low) & (part < high)).all())
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_entries_list_every_interaction_at_both_ends(graph):
+    adjacency = make_adjacency(graph)
+    entries = adjacency.entries()
+    user, item, n_users, _ = make_pairs(graph)
+    row, column = reference._pairs(entries.rowptr, entries.neighbor, entries.first_row)
+    pairs = torch.stack([user, item + n_users])[:, entries.edge.long()]
+    at_user = row < n_users
+    assert torch.equal(torch.where(at_user, row, column), pairs[0])
+    assert torch.equal(torch.where(at_user, column, row), pairs[1])
+    assert torch.equal(at_user.sum(), (~at_user).sum())
+    assert torch.equal(entries.cuts, torch.tensor([0, adjacency.n_nodes]))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("name", STREAMED)
+def test_both_forms_of_a_stream_have_one_twin(name, graph):
+    adjacency = make_adjacency(graph)
+    n_values = 2 if name == "pointwise_hvp" else 1
+    stream, entries = adjacency.stream(2), adjacency.entries()
+    _, *rest = op_arguments(name, adjacency, 7, torch.float64)
+    values, others = rest[3 : 3 + n_values], rest[3 + n_values :]
+    once, twice = (
+        getattr(reference, name)(*form.indices, *map(form.order, values), *others)
+        for form in (stream, entries)
+    )
+    torch.testing.assert_close(once, twice, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_the_cpu_refuses_the_entries_of_all_nodes(name):
+    adjacency = make_adjacency("isolated")
+    args = list(op_arguments(name, adjacency, 4, torch.float32))
+    n_values = 2 if name == "pointwise_hvp" else 1
+    args[:4] = adjacency.entries().indices
+    args[4 : 4 + n_values] = map(adjacency.entries().order, args[4 : 4 + n_values])
+    with pytest.raises(ValueError, match="rowptr: expected the rows of one side, as Adjacency"):
+        getattr(ops, name)(*args)
+
+
 def test_the_larger_side_streams_and_blocks_are_powers_of_two():
     user, item, _, _ = make_pairs("power_law")
     assert Adjacency.from_pairs(user, item, 200, 150).stream().first_row == 0
