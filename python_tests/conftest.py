@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 
 import emulation
+import graphs
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ def pytest_configure(config):
     library = config.getoption("emulated")
     if library is not None:
         emulation.load(library)
+        # One of each of the kernels' layouts, and a row of more than two segments.
+        graphs.DIMS, graphs.LARGE = (1, 7, 16, 64, 130), 1600
 
 
 def is_emulated(config):

@@ -191,11 +191,8 @@ def test_derivatives_keep_the_digits_that_the_cpu_keeps(dtype, label, score):
         (ops.pairwise_derivatives, zero, one, two, f),
     ]
     for op, *args in calls:
-        for x, y in zip(
-            op(*(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)),
-            op(*args),
-            strict=True,
-        ):
+        here = on_gpu(op.__name__, args)
+        for x, y in zip(op(*here), op(*args), strict=True):
             torch.testing.assert_close(x.cpu(), y, rtol=10 * torch.finfo(dtype).eps, atol=0)
 
 

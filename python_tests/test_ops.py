@@ -11,7 +11,7 @@ import sys
 import emulation
 import pytest
 import torch
-from graphs import GRAPHS, make_adjacency, make_pairs, make_triples
+from graphs import DIMS, GRAPHS, make_adjacency, make_pairs, make_triples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,6 @@ from ifru_ext.triples import Triples
 
 DTYPES = (torch.float32, torch.float64)
 INDICES = (torch.int32, torch.int64)
-DIMS = (1, 7, 16, 32, 48, 64, 96, 100, 128, 130)
 RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
@@ -497,6 +496,7 @@ def test_blocks_of_triples_are_those_of_the_pairwise_matrix():
 
 
 PRODUCTS = ("pointwise_hvp", "pointwise_ggn")
+STREAMED = (*PRODUCTS, "pointwise_gradient")
 WRITING = (*PRODUCTS, "propagate", "propagate_stream")
 
 
@@ -862,26 +862,21 @@ def test_entries_list_every_interaction_at_both_ends(graph):
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("name", STREAMED)
 def test_both_forms_of_a_stream_have_one_twin(name, graph):
-    adjacency = make_adjacency(graph)
-    n_values = 2 if name == "pointwise_hvp" else 1
-    stream, entries = adjacency.stream(2), adjacency.entries()
-    _, *rest = op_arguments(name, adjacency, 7, torch.float64)
-    values, others = rest[3 : 3 + n_values], rest[3 + n_values :]
     once, twice = (
-        getattr(reference, name)(*form.indices, *map(form.order, values), *others)
-        for form in (stream, entries)
+        getattr(reference, name)(
+            *op_arguments(name, make_adjacency(graph), 7, torch.float64, n_blocks=2, gather=gather)
+        )
+        for gather in (False, True)
     )
     torch.testing.assert_close(once, twice, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_the_cpu_refuses_the_entries_of_all_nodes(name):
-    adjacency = make_adjacency("isolated")
-    args = list(op_arguments(name, adjacency, 4, torch.float32))
-    n_values = 2 if name == "pointwise_hvp" else 1
-    args[:4] = adjacency.entries().indices
-    args[4 : 4 + n_values] = map(adjacency.entries().order, args[4 : 4 + n_values])
-    with pytest.raises(ValueError, match="rowptr: expected the rows of one side, as Adjacency"):
+def test_the_form_of_the_other_device_is_refused(name):
+    on_gpu = emulation.in_use()
+    args = op_arguments(name, make_adjacency("isolated"), 4, torch.float32, gather=not on_gpu)
+    expected = r"\[1, 28\], the rows of all nodes" if on_gpu else "the rows of one side"
+    with pytest.raises(ValueError, match=f"^{name}: rowptr: expected (shape )?{expected}"):
         getattr(ops, name)(*args)
 
 
