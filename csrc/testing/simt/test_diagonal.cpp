@@ -156,7 +156,7 @@ void check_all() {
     check_blocks<T, I>(ragged, d, true, false);
   }
   check_blocks<T, I>({}, 16, true, true);
-  check_blocks<T, I>({0, 31, 300, 32, 64}, 16, true, true);  // a hub, and whole stages
+  check_blocks<T, I>({0, 31, 300, 32, 64}, 16, true, true);  // several stages, and whole ones
   check_blocks<T, I>({40}, 100, true, true);
   for (const int64_t d : {0, 1, 4, 7, 16, 32, 33, 64, 128, 130, 260}) {
     check_diagonal<T, I>(ragged, d, false, true);
