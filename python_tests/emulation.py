@@ -128,6 +128,15 @@ class Device(TorchDispatchMode):
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
 
+    def __enter__(self):
+        # torch.tensor moves what it made without telling a mode, unless it is asked to.
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        torch._C._set_only_lift_cpu_tensors(False)
+        return super().__exit__(*exception)
+
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not self._waiting_is_allowed and waits(op, args, kwargs):
