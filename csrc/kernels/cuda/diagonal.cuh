@@ -87,7 +87,10 @@ void ggn_diagonal(const CurvatureRows<T, I>& rows, cudaStream_t stream,
   });
 }
 
-constexpr int kStaged = 32;
+constexpr int kStaged = 32;  // entries
+// To a multiprocessor: 80 registers to a thread, or 128. Without it ptxas takes fewer, and spills.
+template <class T>
+constexpr int kTileThreads = sizeof(T) == 4 ? 768 : 512;
 constexpr int kTileColumns = 8;  // threads side by side; each has four rows and B / 8 columns
 
 template <class T, class I>
@@ -111,7 +114,8 @@ inline __host__ __device__ int64_t n_tile_pairs(int64_t n_tiles) {
 }
 
 template <class T, class I, int B>
-__global__ void __launch_bounds__(2 * B) block_tiles(const CurvatureRows<T, I> p) {
+__global__ void __launch_bounds__(2 * B, kTileThreads<T> / (2 * B))
+    block_tiles(const CurvatureRows<T, I> p) {
   constexpr int kRows = B / 4;  // threads below each other
   constexpr int P = B / kRows;
   constexpr int Q = B / kTileColumns;
