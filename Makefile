@@ -7,6 +7,7 @@
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
 #   make simt      CUDA kernels on the CPU, emulated and checked
 #   make emulated  the Python tests of the CUDA ops on an emulated GPU
+#   make mutants   whether those tests notice a wrong kernel: mutation analysis (half an hour)
 #   make cubin     CUDA kernels compiled by nvcc, registers and loads against a budget; needs no GPU
 #   make cuda-load the CUDA library in a CUDA build of torch (5 GB), without a GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
@@ -37,8 +38,8 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python emulated lint format sanitize simt cubin cuda-load \
-	bench readme package clean
+.PHONY: all demo test test-cpp test-python emulated lint format sanitize simt mutants cubin \
+	cuda-load bench readme package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -94,6 +95,9 @@ emulated: $(INSTALLED)
 	$(BIN)/cmake --build $(BUILD) --target _ops_emulated
 	$(BIN)/python -m pytest --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
 
+mutants: $(ENVIRONMENT)
+	PATH="$(abspath $(BIN)):$$PATH" python csrc/testing/simt/mutants.py $(ARGS)
+
 # cuobjdump and nvdisasm come from PyPI: the toolkit may lack them.
 cubin: $(ENVIRONMENT)
 	@command -v nvcc >/dev/null || { echo "make cubin: expected nvcc on PATH, found none" >&2; exit 2; }
@@ -116,6 +120,7 @@ readme: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
+	$(BIN)/ifru bench cg $(ARGS)
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)

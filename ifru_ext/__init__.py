@@ -12,34 +12,50 @@ from ifru_ext.influence import UnlearnReport, UnlearnResult, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import load_model, save_model
+from ifru_ext.lanczos import LanczosResult, lanczos_apply, spectral_filter
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
-from ifru_ext.solvers import SolveReason, SolveResult, cg, steihaug
+from ifru_ext.preconditioners import (
+    BlockJacobiPreconditioner,
+    JacobiPreconditioner,
+    NystromPreconditioner,
+    row_jacobi,
+)
+from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
 
 __version__ = native.build["version"]
 
 __all__ = [
     "BipartiteGraph",
+    "BlockJacobiPreconditioner",
     "Forget",
     "GaussNewtonOperator",
     "HessianOperator",
     "IdMap",
     "Interactions",
+    "JacobiPreconditioner",
+    "LanczosResult",
     "LightGCN",
     "MatrixFactorization",
+    "NystromPreconditioner",
     "Objective",
     "SolveReason",
     "SolveResult",
     "UnlearnReport",
     "UnlearnResult",
     "cg",
+    "cg_batch",
+    "lanczos_apply",
     "load_model",
+    "minres",
     "native",
     "polish",
     "read_interactions",
+    "row_jacobi",
     "save_model",
+    "spectral_filter",
     "steihaug",
     "train",
     "unlearn",

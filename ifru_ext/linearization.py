@@ -7,17 +7,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ifru_ext import ops
-from ifru_ext.adjacency import AdjacencySlice, Stream
+from ifru_ext.adjacency import Adjacency, AdjacencySlice, Stream
 from ifru_ext.errors import InputError
 from ifru_ext.graph import InducedPropagation
 from ifru_ext.models import RecommenderModel
 
 __all__ = [
+    "CurvatureEntries",
     "GatheredLinearization",
     "Linearization",
     "RestrictedLinearization",
@@ -25,6 +27,11 @@ __all__ = [
     "SlicedLinearization",
     "Workspace",
 ]
+
+
+# The first five arguments of `ops.ggn_diagonal` and `ops.ggn_blocks`: row pointer, neighbour, other
+# neighbour or None, curvature of the entries, and the features of all nodes.
+CurvatureEntries: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
 
 class Scope(Enum):
@@ -81,6 +88,7 @@ class Linearization:
 
     Attributes:
         model: The point.
+        adjacency: Of the interactions.
         stream: Of the interactions.
         degree: [N] int64, interactions at each node.
         features: [N, d], F = P E.
@@ -91,6 +99,7 @@ class Linearization:
     """
 
     model: RecommenderModel
+    adjacency: Adjacency
     stream: Stream
     degree: Tensor
     features: Tensor
@@ -115,6 +124,13 @@ class Linearization:
         inner = ops.pointwise_gradient(*indices, self.residual, self.features)
         return self.model.propagate(inner, self.ridge, embedding)
 
+    def curvature_entries(self) -> CurvatureEntries:
+        """The curvatures by node, for C_F's diagonal and its blocks; equation (7)."""
+        by_interaction = torch.empty_like(self.curvature)
+        by_interaction.index_copy_(0, self.stream.edge.long(), self.curvature)
+        a = self.adjacency
+        return a.rowptr, a.neighbor, None, by_interaction.index_select(0, a.edge), self.features
+
     def product(
         self,
         v: Tensor,
@@ -128,7 +144,7 @@ class Linearization:
         """[N, d]: P C_F P v + diagonal o v; equation (6).
 
         Args:
-            v: [N, d].
+            v: [N, d]; without a propagation or `storage` also several, [k, N, d].
             diagonal: [N], usually the ridge and a damping.
             exact: The Hessian, else the Gauss-Newton matrix.
             storage: torch.bfloat16 or torch.float16 for features and vector within C_F; their own
@@ -215,6 +231,10 @@ class RestrictedLinearization(ABC):
         """[S, d]: these rows of the gradient; equation (5), as far as the scope goes."""
 
     @abstractmethod
+    def curvature_entries(self) -> CurvatureEntries:
+        """The curvatures at these rows, as `Linearization.curvature_entries` has them of all."""
+
+    @abstractmethod
     def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
         """[S, d]: these rows of the product with v; equation (6), as far as the scope goes.
 
@@ -255,6 +275,13 @@ class SlicedLinearization(RestrictedLinearization):
             inner = self.propagation.propagate(inner)[self.within]
         return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
 
+    def curvature_entries(self) -> CurvatureEntries:
+        """The curvatures at these rows, by node."""
+        part = self.part
+        return _entries_of(
+            self.within, part.rowptr, part.neighbor, None, self.curvature, self.features
+        )
+
     def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
         """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
         if self.propagation is None:
@@ -285,6 +312,10 @@ class GatheredLinearization(RestrictedLinearization):
         """[S, d]: these rows of the gradient."""
         return self.full.gradient()[self.rows]
 
+    def curvature_entries(self) -> CurvatureEntries:
+        """The curvatures at these rows, by node."""
+        return _entries_of(self.rows, *self.full.curvature_entries())
+
     def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
         """[S, d]: these rows of the product with v, zero elsewhere."""
         n_nodes = self.model.n_nodes
@@ -312,6 +343,23 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
         per_sample_weights=weight,
     )
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
+
+
+def _entries_of(
+    rows: Tensor,
+    rowptr: Tensor,
+    neighbor: Tensor,
+    other: Tensor | None,
+    curvature: Tensor,
+    features: Tensor,
+) -> CurvatureEntries:
+    """Those of some rows [S], as a structure of S rows."""
+    count = rowptr.diff()[rows]
+    within = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    at = torch.repeat_interleave(rowptr[rows] - within[:-1], count)
+    at += torch.arange(at.shape[0], device=at.device)
+    other = None if other is None else other[at]
+    return within, neighbor[at], other, curvature[at], features
 
 
 def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
-from ifru_ext.solvers import norm, steihaug
+from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
 
 __all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton"]
 
@@ -59,6 +59,8 @@ class NewtonResult:
     Attributes:
         x: [N, d].
         converged: Whether the gradient's norm is at the tolerance.
+        reason: Why it stopped: CONVERGED; MAXITER at the limit of steps; BREAKDOWN where no step
+            lowers the value any more; CANCELLED.
         gradient_norm: At x.
         initial_gradient_norm: At the start.
         steps: Every outer iteration.
@@ -67,6 +69,7 @@ class NewtonResult:
 
     x: Tensor
     converged: bool
+    reason: SolveReason
     gradient_norm: float
     initial_gradient_norm: float
     steps: tuple[NewtonStep, ...]
@@ -81,7 +84,8 @@ def trust_region_newton(
     max_steps: int = 50,
     max_matvecs_per_step: int = 200,
     radius: float | None = None,
-    callback: Callable[[NewtonStep], None] | None = None,
+    callback: Callable[[NewtonStep], bool | None] | None = None,
+    inner_callback: Callback | None = None,
 ) -> NewtonResult:
     """Minimises by trust-region Newton steps, each solved by Steihaug's conjugate gradients.
 
@@ -96,7 +100,9 @@ def trust_region_newton(
         max_steps: Limit on outer iterations, rejected ones included.
         max_matvecs_per_step: Limit on inner iterations.
         radius: First trust-region radius; a tenth of |x| by default.
-        callback: Called after every outer iteration.
+        callback: Called after every outer iteration; cancels by returning True.
+        inner_callback: Called with the iteration and the residual norm of each step's solver, as
+            every solver calls its own; by returning True it cancels, and the step is not taken.
 
     Returns:
         The last accepted point. Each lowers the value, but for steps whose decrease is below the
@@ -111,13 +117,22 @@ def trust_region_newton(
     steps: list[NewtonStep] = []
     num_matvecs = 0
     hessian: LinearOperator | None = None
-    while gradient_norm > gtol and len(steps) < max_steps and radius > smallest:
+    cancelled = False
+    while gradient_norm > gtol and len(steps) < max_steps and radius > smallest and not cancelled:
         hessian = point.hessian() if hessian is None else hessian
         forcing = max(min(0.1, gradient_norm / first_norm), 0.5 * gtol / gradient_norm)
         inner = steihaug(
-            hessian, -point.gradient, radius, rtol=forcing, maxiter=max_matvecs_per_step
+            hessian,
+            -point.gradient,
+            radius,
+            rtol=forcing,
+            maxiter=max_matvecs_per_step,
+            callback=inner_callback,
         )
         num_matvecs += inner.num_matvecs
+        if inner.reason is SolveReason.CANCELLED:
+            cancelled = True
+            break
         step = inner.x
         length = norm(step)
         # m(s) - m(0) = <g, s> + 1/2 <s, H s>, and H s = -g - r with the solver's residual r:
@@ -144,7 +159,19 @@ def trust_region_newton(
         steps.append(
             NewtonStep(len(steps) + 1, point.value, gradient_norm, used, accepted, num_matvecs)
         )
-        if callback is not None:
-            callback(steps[-1])
-    converged = gradient_norm <= gtol
-    return NewtonResult(x, converged, gradient_norm, first_norm, tuple(steps), num_matvecs)
+        cancelled = callback is not None and bool(callback(steps[-1]))
+    if gradient_norm <= gtol:
+        reason = SolveReason.CONVERGED
+    elif cancelled:
+        reason = SolveReason.CANCELLED
+    else:
+        reason = SolveReason.MAXITER if len(steps) >= max_steps else SolveReason.BREAKDOWN
+    return NewtonResult(
+        x=x,
+        converged=reason is SolveReason.CONVERGED,
+        reason=reason,
+        gradient_norm=gradient_norm,
+        initial_gradient_norm=first_norm,
+        steps=tuple(steps),
+        num_matvecs=num_matvecs,
+    )

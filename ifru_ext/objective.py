@@ -182,6 +182,7 @@ class Objective:
         stream = data.adjacency.stream()
         return Linearization(
             model=model,
+            adjacency=data.adjacency,
             stream=stream,
             degree=data.adjacency.degrees(),
             features=model.features(),

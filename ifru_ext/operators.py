@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ifru_ext import ops
 from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
-from ifru_ext.linearization import Linearization, RestrictedLinearization, Scope, Workspace
-from ifru_ext.models import RecommenderModel
+from ifru_ext.linearization import (
+    CurvatureEntries,
+    Linearization,
+    RestrictedLinearization,
+    Scope,
+    Workspace,
+)
+from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.objective import Objective
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "CapturableOperator",
+    "CurvatureOperator",
     "GaussNewtonOperator",
     "HessianOperator",
     "LinearOperator",
@@ -52,7 +61,33 @@ class WritingOperator(LinearOperator, Protocol):
     """One that can write its product to a given tensor, which solvers reuse."""
 
     def matvec_into(self, v: Tensor, out: Tensor) -> Tensor:
-        """Writes the product with v to `out` of the same shape, and returns it."""
+        """Writes the product with v [N, d], or several [k, N, d], to `out`, and returns it."""
+
+
+@runtime_checkable
+class CapturableOperator(WritingOperator, Protocol):
+    """One that says whether a CUDA graph can hold its product."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `matvec_into` never waits for the device, after a first product has been made."""
+
+
+class CurvatureOperator(LinearOperator, Protocol):
+    """C + diag(ridge) with C a curvature whose diagonal is known: what preconditioners are made of.
+
+    Vectors are [N, d].
+    """
+
+    @property
+    def ridge(self) -> Tensor:
+        """[N], not negative: what is added to C."""
+
+    def diagonal(self) -> Tensor:
+        """[N, d]: the diagonal, the ridge included."""
+
+    def diagonal_blocks(self) -> Tensor:
+        """[N, d, d]: each row's block, the ridge included; a new tensor."""
 
 
 def checked_damping(damping: float | Tensor, n_rows: int) -> Tensor:
@@ -179,12 +214,24 @@ class _CurvatureOperator:
                 f"out: expected contiguous, shape {list(v.shape)} and {v.dtype}, "
                 f"got {list(out.shape)} and {out.dtype}"
             )
-        if v.dim() == 2:
+        if v.dim() == 2 or self._takes_several:
             self._product(v, out)
         else:
             for one, result in zip(v, out, strict=True):
                 self._product(one, result)
         return out
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold the product: float16 asks for the vector's size first."""
+        return self._storage is not torch.float16
+
+    @property
+    def _takes_several(self) -> bool:
+        """Whether one call of the op multiplies several vectors; a propagation takes one."""
+        point = self._point
+        whole = isinstance(point, Linearization) and point.model.graph is None
+        return whole and self._storage is None
 
     def _product(self, v: Tensor, out: Tensor) -> None:
         if isinstance(self._point, Linearization):
@@ -198,6 +245,30 @@ class _CurvatureOperator:
             )
         else:
             out.copy_(self._point.product(v, self._diagonal, exact=self._exact))
+
+    @property
+    def ridge(self) -> Tensor:
+        """[N] or [S]: ridge and damping."""
+        return self._diagonal
+
+    def diagonal(self) -> Tensor:
+        """[N, d] or [S, d]: the Gauss-Newton matrix's diagonal, ridge and damping; equation (7).
+
+        For matrix factorisation it is the Hessian's as well, exactly. On LightGCN the features'
+        diagonal is scaled by alpha_0^2: P's own diagonal is alpha_0 but for the walks that return,
+        and what the neighbours' features add is left out.
+        """
+        return ops.ggn_diagonal(*self._scaled_entries(), self._diagonal)
+
+    def diagonal_blocks(self) -> Tensor:
+        """[N, d, d] or [S, d, d]: the diagonal blocks, exact where `diagonal` is."""
+        return ops.ggn_blocks(*self._scaled_entries(), self._diagonal)
+
+    def _scaled_entries(self) -> CurvatureEntries:
+        rowptr, neighbor, other, curvature, features = self._point.curvature_entries()
+        if isinstance(self._point.model, LightGCN):
+            curvature = curvature * float(self._point.model.alpha[0]) ** 2
+        return rowptr, neighbor, other, curvature, features
 
     @property
     def ridge_inverse(self) -> Tensor:

@@ -6,8 +6,17 @@ import pytest
 import torch
 from problems import make_problem
 
-from ifru_ext import GaussNewtonOperator, HessianOperator, cg
-from ifru_ext.operators import WritingOperator
+from ifru_ext import (
+    BlockJacobiPreconditioner,
+    GaussNewtonOperator,
+    HessianOperator,
+    JacobiPreconditioner,
+    NystromPreconditioner,
+    cg,
+    row_jacobi,
+)
+from ifru_ext.operators import CapturableOperator, WritingOperator
+from ifru_ext.solvers import _capturable
 
 OPERATORS = (HessianOperator, GaussNewtonOperator)
 MODELS = [("mf", 0), ("lightgcn", 2)]
@@ -56,6 +65,23 @@ def test_products_are_written_where_asked(rows, storage, model):
     assert torch.equal(a.matvec_into(second, out), expected[1])
     transposed = first.T.contiguous().T
     assert torch.equal(a.matvec(transposed), expected[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("rows", ROWS, ids=["all", "some"])
+def test_what_a_graph_may_hold(rows, model):
+    a = make_operator(GaussNewtonOperator, model=model, rows=rows)
+    assert isinstance(a, CapturableOperator)
+    preconditioners = row_jacobi(a), JacobiPreconditioner(a), BlockJacobiPreconditioner(a)
+    for M in (None, *preconditioners, NystromPreconditioner(a, 3)):
+        assert _capturable(a, M)
+    assert not _capturable(a, lambda r: r)
+    if rows is None:
+        assert _capturable(make_operator(model=model, storage=torch.bfloat16), None)
+        # It looks at the vector's size.
+        assert not _capturable(make_operator(model=model, storage=torch.float16), None)
+    problem = make_problem("power_law", dim=16, dtype=torch.float64)
+    assert not _capturable(Doubled(*problem), None)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from dense import INDEFINITE, POSITIVE, Dense, spectrum, vector_shape
 from problems import make_problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ifru_ext import GaussNewtonOperator, SolveReason, cg, steihaug
+from ifru_ext import (
+    GaussNewtonOperator,
+    HessianOperator,
+    SolveReason,
+    cg,
+    cg_batch,
+    minres,
+    steihaug,
+)
 from ifru_ext.newton import trust_region_newton
-
-
-@dataclass
-class Dense:
-    """A dense symmetric matrix as an operator on [n, 1]."""
-
-    matrix: torch.Tensor
-    products: int = 0
-
-    @property
-    def shape(self):
-        return tuple(self.matrix.shape)
-
-    @property
-    def dtype(self):
-        return self.matrix.dtype
-
-    @property
-    def device(self):
-        return self.matrix.device
-
-    def matvec(self, v):
-        self.products += 1
-        return self.matrix @ v
-
-
-def spectrum(values, dtype=torch.float64, seed=0):
-    """A dense operator with these eigenvalues, and a right-hand side."""
-    g = torch.Generator().manual_seed(seed)
-    n = len(values)
-    q, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
-    matrix = q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ q.T
-    b = torch.randn(n, 1, generator=g, dtype=torch.float64)
-    return Dense(matrix.to(dtype)), b.to(dtype)
-
-
-POSITIVE = {
-    "identity": [1.0] * 20,
-    "spread": torch.logspace(0, 3, 40).tolist(),
-    "clusters": [1.0] * 15 + [50.0] * 15 + [900.0],
-    "one": [4.0],
-}
+from ifru_ext.solvers import _Iteration, _System
 
 
 @pytest.mark.parametrize("check_every", [1, 4, 10])
@@ -189,6 +156,242 @@ def test_callback_sees_the_history():
     assert [k for k, _ in seen] == list(range(1, result.num_iters + 1))
 
 
+SOLVERS = {
+    "cg": cg,
+    "cg_batch": lambda A, b, **o: cg_batch(A, torch.stack([b, 2 * b]), **o)[0],
+    "minres": minres,
+    "steihaug": lambda A, b, **o: steihaug(A, b, 1e9, **o),
+}
+
+
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_a_callback_cancels_by_returning_true(solve):
+    A, b = spectrum(POSITIVE["spread"])
+    seen = []
+
+    def callback(iteration, residual_norm):
+        seen.append(residual_norm)
+        return iteration == 5
+
+    result = solve(A, b, rtol=1e-10, callback=callback)
+    assert result.reason is SolveReason.CANCELLED
+    assert not result.converged
+    assert result.num_iters == len(seen) == 5
+    expected = solve(A, b, rtol=1e-10, maxiter=5)
+    assert torch.equal(result.x, expected.x)
+    assert result.history == expected.history
+    # Done is done, whatever the callback says.
+    easy, b = spectrum(POSITIVE["identity"])
+    assert solve(easy, b, callback=lambda k, r: True).converged
+
+
+class Spy(TorchDispatchMode):
+    """Counts the ops that make the host wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.n_ops = 0
+        self.n_waiting = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.n_ops += 1
+        self.n_waiting += op.overloadpacket.__name__ in self.WAITING
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_systems", [1, 3])
+@pytest.mark.parametrize("preconditioned", ["none", "diagonal", "function"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_nothing_is_read_between_two_looks(kind, preconditioned, n_systems):
+    A = GaussNewtonOperator(*make_problem("power_law", kind=kind), damping=0.1)
+    inverse = A.ridge_inverse
+    M = {"none": None, "diagonal": inverse, "function": lambda r: inverse[:, None] * r}
+    b = torch.randn(n_systems, *vector_shape(A), dtype=torch.float64)
+    counts = {}
+    for n_iters in (1, 20):
+        with Spy() as spy:
+            results = cg_batch(
+                A, b, rtol=0, M=M[preconditioned], maxiter=n_iters, check_every=n_iters
+            )
+        assert [r.num_iters for r in results] == [n_iters] * n_systems
+        counts[n_iters] = spy
+    assert counts[20].n_ops > 5 * counts[1].n_ops
+    assert counts[20].n_waiting == counts[1].n_waiting > 0
+
+
+def test_a_recording_takes_its_own_steps_once():
+    # What the GPU's tests run, with the iteration itself for its recording.
+    A, b = spectrum(POSITIVE["spread"])
+    system = _System.begin(A, b, None, 0.0, 0.0)
+    system.restart(None)
+    iteration = _Iteration(A, [system], None)
+    recordings = []
+
+    class Graph:
+        replay = staticmethod(iteration.step)
+
+    def step_and_record():
+        iteration.step()
+        recordings.append(1)
+        return Graph
+
+    iteration._capturable, iteration._step_and_record = True, step_and_record
+    iteration.advance(3, record=False)
+    iteration.advance(1, record=True)
+    assert not recordings
+    iteration.advance(4, record=True)
+    iteration.advance(2, record=True)
+    assert len(recordings) == 1
+    assert torch.equal(system.x, cg(A, b, rtol=0, maxiter=10).x)
+
+
+def test_an_iteration_stays_in_its_memory():
+    # As the recording of an iteration needs it: the same memory is read and written each time.
+    A, b = spectrum(POSITIVE["spread"])
+    systems = [_System.begin(A, one, None, 0.0, 0.0) for one in (b, -3 * b)]
+    for system in systems:
+        system.restart(None)
+    iteration = _Iteration(A, systems, None)
+    kept = [t for s in systems for t in (s.x, s.r, s.p, s.scalars)]
+    places = [t.data_ptr() for t in kept]
+    for _ in range(4):
+        iteration.step()
+    systems[0].restart(None)
+    iteration.advance(3, record=True)
+    now = [t for s in systems for t in (s.x, s.r, s.p, s.scalars)]
+    assert all(a is c for a, c in zip(kept, now, strict=True))
+    assert [t.data_ptr() for t in now] == places
+    expected = cg(A, -3 * b, rtol=0, maxiter=7)
+    assert torch.equal(systems[1].x, expected.x)
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("preconditioned", ["none", "diagonal", "function"])
+def test_a_batch_is_each_system_alone(preconditioned, check_every):
+    A, b = spectrum([*POSITIVE["spread"], 0.0, -5.0])
+    q = torch.linalg.eigh(A.matrix).eigenvectors
+    b = torch.stack(
+        [
+            torch.zeros_like(b),  # solved before it begins
+            q[:, 5:6],  # an eigenvector: one iteration
+            q[:, 2:20].sum(1, keepdim=True),
+            q[:, 2:].sum(1, keepdim=True),
+            q[:, :3].sum(1, keepdim=True),  # negative curvature
+            torch.full_like(b, float("nan")),
+        ]
+    )
+    diagonal = torch.linspace(0.5, 2.0, len(q), dtype=torch.float64)
+    M = {"none": None, "diagonal": diagonal, "function": lambda r: diagonal[:, None] * r}
+    options = {"rtol": 1e-6, "M": M[preconditioned], "check_every": check_every, "maxiter": 60}
+    A.products = 0
+    results = cg_batch(A, b, **options)
+    assert A.products == sum(r.num_matvecs for r in results)
+    alone = [cg(A, one, **options) for one in b]
+    for result, expected in zip(results, alone, strict=True):
+        torch.testing.assert_close(result.x, expected.x, rtol=0, atol=0, equal_nan=True)
+        assert result.reason is expected.reason
+        for field in ("num_iters", "num_matvecs", "converged"):
+            assert getattr(result, field) == getattr(expected, field)
+        assert result.history == pytest.approx(expected.history, nan_ok=True)
+    if preconditioned == "none":
+        assert len({r.reason for r in results}) == 4
+    assert len({r.num_iters for r in results}) >= 3
+    assert cg_batch(A, b[:0]) == ()
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_a_batch_on_an_operator_that_writes(kind):
+    A = GaussNewtonOperator(*make_problem("power_law", kind=kind, dtype=torch.float32))
+    g = torch.Generator().manual_seed(2)
+    b = torch.randn(3, *vector_shape(A), generator=g)
+    x0 = torch.randn(b.shape, generator=g)
+    tolerances = b.flatten(1).norm(dim=1)
+    results = cg_batch(A, b, x0, rtol=1e-4, M=A.ridge_inverse)
+    for j, result in enumerate(results):
+        assert result.converged
+        assert float((b[j] - A @ result.x).norm()) <= 1.01e-4 * float(tolerances[j])
+        assert torch.equal(result.x, cg(A, b[j], x0[j], rtol=1e-4, M=A.ridge_inverse).x)
+
+
+@pytest.mark.parametrize("preconditioned", ["none", "diagonal", "function"])
+@pytest.mark.parametrize("values", INDEFINITE.values(), ids=INDEFINITE)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_minres_solves(dtype, rtol, values, preconditioned):
+    A, b = spectrum(values, dtype)
+    diagonal = torch.linspace(0.5, 2.0, len(values), dtype=dtype)
+    M = {"none": None, "diagonal": diagonal, "function": lambda r: diagonal[:, None] * r}
+    result = minres(A, b, rtol=rtol, M=M[preconditioned])
+    assert result.reason is SolveReason.CONVERGED
+    true = float((b.double() - A.matrix.double() @ result.x.double()).norm())
+    assert true <= 1.01 * rtol * float(b.norm())
+    assert A.products == result.num_matvecs
+    # The recursive residual is the true one, on the way as well.
+    short = minres(A, b, rtol=rtol, M=M[preconditioned], maxiter=3)
+    true = float((b - A.matrix @ short.x).norm())
+    assert short.residual_norm == pytest.approx(true, rel=1e-2, abs=2 * rtol * float(b.norm()))
+
+
+def test_minres_residuals_are_the_least_of_the_krylov_space():
+    A, b = spectrum(INDEFINITE["saddle"])
+    result = minres(A, b, rtol=1e-8)
+    history = torch.tensor(result.history)
+    assert bool((history.diff() <= 1e-12).all())
+    powers = [b / b.norm()]
+    for k in range(1, 7):
+        basis = torch.linalg.qr(torch.cat(powers, 1)).Q
+        products = A.matrix @ basis
+        y = torch.linalg.lstsq(products, b).solution
+        assert float((b - products @ y).norm()) == pytest.approx(result.history[k], rel=1e-6)
+        powers.append(A.matrix @ basis[:, -1:])
+
+
+def test_minres_with_a_good_preconditioner_takes_few_iterations():
+    # Of a preconditioner with A's eigenvectors |A|^-1 leaves the eigenvalues 1 and -1.
+    A, b = spectrum(INDEFINITE["saddle"])
+    values, q = torch.linalg.eigh(A.matrix)
+    result = minres(A, b, rtol=1e-9, M=lambda r: q @ ((q.T @ r) / values.abs()[:, None]))
+    assert result.converged
+    assert result.num_iters == 2
+
+
+def test_minres_gives_least_squares_where_there_is_no_solution():
+    A, b = spectrum([0.0, 0.0, -2.0, 1.0, 3.0, 5.0])
+    result = minres(A, b, rtol=1e-10)
+    assert result.reason is SolveReason.BREAKDOWN
+    best = torch.linalg.lstsq(A.matrix, b, driver="gelsd").solution
+    expected = float((b - A.matrix @ best).norm())
+    assert result.residual_norm == pytest.approx(expected)
+    # A right-hand side within the range is no difficulty.
+    assert minres(A, A.matrix @ b, rtol=1e-10).converged
+
+
+def test_minres_on_a_hessian_with_negative_eigenvalues():
+    A = HessianOperator(*make_problem("isolated", l2=0.0), damping=0.05)
+    b = torch.randn(vector_shape(A), dtype=torch.float64)
+    assert cg(A, b, rtol=1e-6).reason is SolveReason.NEGATIVE_CURVATURE
+    result = minres(A, b, rtol=1e-6)
+    assert result.converged
+    torch.testing.assert_close(A @ result.x, b, rtol=0, atol=1e-4)
+
+
+def test_minres_starts_from_a_guess_and_reports_what_is_bad():
+    A, b = spectrum(INDEFINITE["saddle"])
+    x = torch.linalg.solve(A.matrix, b)
+    assert minres(A, b, x, rtol=1e-8).num_iters == 0
+    near = minres(A, b, x + 1e-3, rtol=1e-8)
+    assert near.converged
+    torch.testing.assert_close(near.x, x, rtol=1e-5, atol=1e-6)
+    for M in (torch.zeros(42, dtype=torch.float64), -torch.ones(42, dtype=torch.float64)):
+        assert minres(A, b, M=M).reason is SolveReason.BAD_PRECONDITIONER
+    assert minres(A, b, rtol=1e-12, maxiter=3).reason is SolveReason.MAXITER
+    A.matrix[3, 3] = float("nan")
+    assert minres(A, b).reason is SolveReason.NONFINITE
+    b[0] = float("nan")
+    assert minres(A, b).reason is SolveReason.NONFINITE
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -204,10 +407,34 @@ def test_options_are_checked(options, text):
     A, b = spectrum(POSITIVE["identity"])
     with pytest.raises(ValueError, match=text):
         cg(A, b, **options)
-    with pytest.raises(ValueError, match="b: expected a matrix of 20 elements"):
-        cg(A, b[:3])
+    several = {k: v[None] if k == "x0" else v for k, v in options.items()}
+    with pytest.raises(ValueError, match=text):
+        cg_batch(A, b[None], **several)
+    if "check_every" not in options:
+        with pytest.raises(ValueError, match=text):
+            minres(A, b, **options)
+    if not {"check_every", "x0"} & options.keys():
+        with pytest.raises(ValueError, match=text):
+            steihaug(A, b, 1.0, **options)
+
+
+def test_systems_are_checked():
+    A, b = spectrum(POSITIVE["identity"])
+    for solve in (cg, minres, lambda A, b: steihaug(A, b, 1.0), lambda A, b: cg_batch(A, b[None])):
+        with pytest.raises(ValueError, match="b: expected a matrix of 20 elements"):
+            solve(A, b[:3])
+    with pytest.raises(ValueError, match=r"b: expected several right-hand sides \[k, N, d\], got"):
+        cg_batch(A, b)
+    with pytest.raises(ValueError, match=r"x0: expected shape \[2, 20, 1\], got \[20, 1\]"):
+        cg_batch(A, b.expand(2, 20, 1), b)
     with pytest.raises(ValueError, match="radius: expected a positive number"):
         steihaug(A, b, 0.0)
+    A.matvec = lambda v: v.sum(0, keepdim=True)
+    for solve in (cg, minres, lambda A, b: steihaug(A, b, 1.0)):
+        with pytest.raises(
+            ValueError, match=r"A: expected products of shape \[20, 1\], got \[1, 1\]"
+        ):
+            solve(A, b)
 
 
 def test_steihaug_inside_is_cg():
@@ -229,6 +456,22 @@ def test_steihaug_stops_on_the_boundary_below_the_cauchy_point(values):
         return float(0.5 * (x * (A.matrix @ x)).sum() - (b * x).sum())
 
     assert quadratic(result.x) <= quadratic(radius * b / b.norm()) + 1e-12
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("radius", [0.05, 2.0, 1e6])
+@pytest.mark.parametrize("values", [POSITIVE["spread"], [5.0, 1.0, -2.0] * 5])
+def test_steihaug_with_a_preconditioner_is_steihaug_in_other_coordinates(values, radius, diagonal):
+    # With M = S S, x = S y: minimise over y with S A S, S b and |y| <= radius.
+    A, b = spectrum(values)
+    s = torch.linspace(0.5, 3.0, len(values), dtype=torch.float64)
+    M = s**2 if diagonal else lambda r: (s**2)[:, None] * r
+    result = steihaug(A, b, radius, rtol=0, atol=1e-300, maxiter=8, M=M)
+    scaled = Dense(s[:, None] * A.matrix * s)
+    expected = steihaug(scaled, s[:, None] * b, radius, rtol=0, atol=1e-300, maxiter=8)
+    assert result.reason is expected.reason
+    assert result.num_iters == expected.num_iters
+    torch.testing.assert_close(result.x, s[:, None] * expected.x, rtol=1e-6, atol=1e-9)
 
 
 def test_cg_on_the_gauss_newton_operator():
@@ -260,10 +503,37 @@ class Rosenbrock:
         return Dense(self._matrix)
 
 
+START = torch.tensor([[-1.2], [1.0]], dtype=torch.float64)
+
+
+def test_trust_region_newton_can_be_cancelled():
+    steps = []
+
+    def after(step):
+        steps.append(step)
+        return step.number == 3
+
+    result = trust_region_newton(Rosenbrock, START, gtol=1e-8, callback=after)
+    assert result.reason is SolveReason.CANCELLED
+    assert result.steps == tuple(steps)
+    assert len(steps) == 3
+    inner = []
+    stopped = trust_region_newton(
+        *(Rosenbrock, START),
+        gtol=1e-8,
+        inner_callback=lambda k, r: inner.append(r) or len(inner) > 9,
+    )
+    assert stopped.reason is SolveReason.CANCELLED
+    assert len(inner) == 10
+    assert (
+        trust_region_newton(Rosenbrock, START, gtol=1e-8, max_steps=4).reason is SolveReason.MAXITER
+    )
+
+
 def test_trust_region_newton_descends_to_the_minimum():
-    start = torch.tensor([[-1.2], [1.0]], dtype=torch.float64)
-    result = trust_region_newton(Rosenbrock, start, gtol=1e-8, max_steps=200)
+    result = trust_region_newton(Rosenbrock, START, gtol=1e-8, max_steps=200)
     assert result.converged
+    assert result.reason is SolveReason.CONVERGED
     torch.testing.assert_close(result.x, torch.ones(2, 1, dtype=torch.float64))
     values = [step.value for step in result.steps]
     assert values == sorted(values, reverse=True)

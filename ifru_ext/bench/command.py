@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ifru_ext.bench.runner import BenchSettings, run_hvp, run_propagate
+from ifru_ext.bench.runner import BenchSettings, run_cg, run_hvp, run_propagate
 from ifru_ext.bench.shapes import VISIBLE, parse_shapes
 from ifru_ext.bench.timing import n_cores
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.files import write_atomic
 
@@ -39,7 +41,7 @@ JsonPath = Annotated[
         help="File for the results; by default in benchmarks/results of a checkout, else here.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Only cpu.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 _ALL = ",".join(VISIBLE)
 _DIMS = "32,64"
@@ -78,6 +80,22 @@ def propagate_command(
     _bench("propagate", run_propagate, shapes, dims, threads, repeats, path, device)
 
 
+@bench.command("cg")
+def cg_command(
+    shapes: Shapes = _ALL,
+    dims: Dims = _DIMS,
+    threads: Threads = None,
+    repeats: Repeats = _REPEATS,
+    path: JsonPath = None,
+    device: Device = "cpu",
+) -> None:
+    """Twenty iterations of conjugate gradients against the same in plain torch.
+
+    Example: ifru bench cg --shapes A,ml-100k --dims 64 --threads 1
+    """
+    _bench("cg", run_cg, shapes, dims, threads, repeats, path, device)
+
+
 def _bench(
     name: str,
     run: Callable[[BenchSettings, Callable[[dict[str, Any]], None]], dict[str, Any]],
@@ -88,15 +106,15 @@ def _bench(
     path: Path | None,
     device: str,
 ) -> None:
-    if device != "cpu":
-        raise InputError(f"--device: expected cpu, got {device!r}")
+    place = as_device("--device", device)
     settings = BenchSettings(
         shapes=parse_shapes(shapes),
         dims=_numbers("--dims", dims),
-        threads=_thread_counts(threads),
+        threads=_thread_counts(threads, place),
         repeats=as_integer("--repeats", repeats, 1),
+        device=place,
     )
-    target = _writable(_default_path(name) if path is None else path)
+    target = _writable(_default_path(name, place) if path is None else path)
 
     def keep(report: dict[str, Any]) -> None:
         # After each section: a run of half an hour may be ended before its end.
@@ -116,15 +134,17 @@ def _numbers(option: str, text: str) -> list[int]:
     return [as_integer(option, number, 1) for number in dict.fromkeys(numbers)]
 
 
-def _thread_counts(text: str | None) -> list[int]:
+def _thread_counts(text: str | None, device: torch.device) -> list[int]:
     cores = n_cores()
-    counts = list(dict.fromkeys([1, cores])) if text is None else _numbers("--threads", text)
+    default = [1, cores] if device.type == "cpu" else [cores]
+    counts = list(dict.fromkeys(default)) if text is None else _numbers("--threads", text)
     if max(counts) > cores:
         raise InputError(f"--threads: expected at most {cores}, the cores here, got {max(counts)}")
     return counts
 
 
-def _default_path(name: str) -> Path:
+def _default_path(name: str, device: torch.device) -> Path:
+    name = name if device.type == "cpu" else f"{name}-{device.type}"
     return _RESULTS / f"{name}.json" if _RESULTS.is_dir() else Path(f"bench-{name}.json")
 
 
