@@ -96,6 +96,9 @@ class DeviceTensor(torch.Tensor):
     def __repr__(self):
         return f"DeviceTensor({self.memory})"
 
+    def tolist(self):
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
         return run(op, args, kwargs or {})
