@@ -21,7 +21,7 @@ VENV ?= .venv
 BUILD ?= build/cmake
 ARGS ?=
 
-OP_TESTS := $(addprefix python_tests/test_,device.py gpu.py ops.py pairwise.py)
+OP_TESTS := $(addprefix python_tests/test_,device.py gpu.py gpu_solvers.py ops.py pairwise.py)
 
 BIN := $(VENV)/bin
 # Named after the pin, so that another TORCH takes effect; there is one at a time.

@@ -96,6 +96,9 @@ class DeviceTensor(torch.Tensor):
     def __repr__(self):
         return f"DeviceTensor({self.memory})"
 
+    def tolist(self):
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
         return run(op, args, kwargs or {})
@@ -127,6 +130,15 @@ class Device(TorchDispatchMode):
             "graph": lambda graph: graph.recorded(),
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
+
+    def __enter__(self):
+        # torch.tensor moves what it made without telling a mode, unless it is asked to.
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        torch._C._set_only_lift_cpu_tensors(False)
+        return super().__exit__(*exception)
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}

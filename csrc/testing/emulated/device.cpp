@@ -1,5 +1,5 @@
-// Whoever touches a tensor on a device asks torch's guard of that device type, which a build of torch
-// without CUDA lacks. c10 has one for tests.
+// What touches a tensor of a device asks torch's guard of that type of device, which a build of
+// torch without CUDA lacks. c10 has one for tests.
 #include <c10/core/impl/FakeGuardImpl.h>
 
 namespace {
