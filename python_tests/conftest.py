@@ -72,7 +72,11 @@ def no_waiting(emulated_device):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    return forbid if emulated_device is None else emulated_device.no_waiting
+    if emulated_device is not None:
+        yield emulated_device.no_waiting
+    else:
+        yield forbid
+        torch.cuda.set_sync_debug_mode("default")  # a test may have failed within
 
 
 @pytest.fixture
