@@ -13,12 +13,15 @@ from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
 from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
 
-__all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton"]
+__all__ = ["VALUE_ROUNDING", "NewtonResult", "NewtonStep", "Point", "trust_region_newton"]
 
 # Standard trust-region constants (Nocedal and Wright, Numerical Optimization, algorithm 4.1).
 _ACCEPT = 1e-4
 _SHRINK_BELOW = 0.25
 _GROW_ABOVE = 0.75
+
+# Near the minimum a decrease of the value drowns in its rounding: so many times its last bit.
+VALUE_ROUNDING = 10
 
 
 class Point(Protocol):
@@ -145,7 +148,7 @@ def trust_region_newton(
         candidate = evaluate(x + step)
         actual = point.value - candidate.value
         # Near the minimum the decrease drowns in the rounding of the value itself.
-        rounding = 10 * torch.finfo(x.dtype).eps * max(1.0, abs(point.value))
+        rounding = VALUE_ROUNDING * torch.finfo(x.dtype).eps * max(1.0, abs(point.value))
         ratio = (actual + rounding) / (predicted + rounding) if predicted > 0 else -1.0
         accepted = ratio > _ACCEPT
         used = radius
