@@ -28,6 +28,7 @@ from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
 from ifru_ext.unlearning import UnlearnReport, UnlearnResult, unlearn
+from ifru_ext.verify import VerifyReport, verify
 
 __version__ = native.build["version"]
 
@@ -52,6 +53,7 @@ __all__ = [
     "SolveResult",
     "UnlearnReport",
     "UnlearnResult",
+    "VerifyReport",
     "cg",
     "cg_batch",
     "influence",
@@ -68,4 +70,5 @@ __all__ = [
     "steihaug",
     "train",
     "unlearn",
+    "verify",
 ]
