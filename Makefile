@@ -6,16 +6,22 @@
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  C++ tests under AddressSanitizer and UBSan
 #   make simt      CUDA kernels on the CPU, emulated and checked
+#   make emulated  the Python tests of the CUDA ops on an emulated GPU
+#   make mutants   whether those tests notice a wrong kernel: mutation analysis (half an hour)
 #   make cubin     CUDA kernels compiled by nvcc, registers and loads against a budget; needs no GPU
+#   make cuda-load the CUDA library in a CUDA build of torch (5 GB), without a GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
 #   make package   sdist and wheel, installed and run in a fresh environment
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.14.1
 VENV ?= .venv
 BUILD ?= build/cmake
 ARGS ?=
+
+OP_TESTS := $(addprefix python_tests/test_,device.py gpu.py gpu_solvers.py ops.py pairwise.py)
 
 BIN := $(VENV)/bin
 # Named after the pin, so that another TORCH takes effect; there is one at a time.
@@ -32,7 +38,8 @@ export IFRU_EXT_BUILD_DIR := $(abspath $(BUILD))
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo test test-cpp test-python lint format sanitize simt cubin bench readme package clean
+.PHONY: all demo test test-cpp test-python emulated lint format sanitize simt mutants cubin \
+	cuda-load bench readme package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -83,11 +90,26 @@ simt: $(ENVIRONMENT)
 	$(BIN)/cmake --build build/simt --target simt
 	$(BIN)/ctest --test-dir build/simt --output-on-failure -R simt_
 
+# The CUDA ops on an emulated GPU, as the Python tests see them.
+emulated: $(INSTALLED)
+	$(BIN)/cmake --build $(BUILD) --target _ops_emulated
+	$(BIN)/python -m pytest --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
+
+mutants: $(ENVIRONMENT)
+	PATH="$(abspath $(BIN)):$$PATH" python csrc/testing/simt/mutants.py $(ARGS)
+
 # cuobjdump and nvdisasm come from PyPI: the toolkit may lack them.
 cubin: $(ENVIRONMENT)
 	@command -v nvcc >/dev/null || { echo "make cubin: expected nvcc on PATH, found none" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
 	$(BIN)/python benchmarks/cubin.py $(ARGS)
+
+# The libraries as they were built beside a CPU-only torch, beside another one; 5 GB in build/cuda-load.
+cuda-load: $(INSTALLED)
+	$(PYTHON) -m venv build/cuda-load/venv
+	build/cuda-load/venv/bin/python -m pip install --quiet "$(CUDA_TORCH)" numpy safetensors pytest hypothesis
+	build/cuda-load/venv/bin/python -c "import ifru_ext; print(ifru_ext.native)"
+	build/cuda-load/venv/bin/python -m pytest $(OP_TESTS) $(ARGS)
 
 readme: $(INSTALLED)
 	$(BIN)/ifru demo --out build/demo
@@ -98,6 +120,7 @@ readme: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
+	$(BIN)/ifru bench cg $(ARGS)
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)

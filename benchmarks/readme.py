@@ -1,4 +1,4 @@
-"""Writes the README's generated parts from the JSON files in benchmarks/results/."""
+"""Writes the generated parts of README.md and gpu.md from JSON files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tables import hvp_text, propagate_text, unlearn_text
+from kernels import kernels_text
+from tables import cg_text, hvp_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 
 
 def demo_text(report: dict[str, Any]) -> str:
@@ -46,23 +46,29 @@ def demo_text(report: dict[str, Any]) -> str:
 
 
 GENERATED = {
-    "demo": ("benchmarks/results/demo.json", demo_text),
-    "hvp": ("benchmarks/results/hvp.json", hvp_text),
-    "propagate": ("benchmarks/results/propagate.json", propagate_text),
-    "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
+    "README.md": {
+        "demo": ("benchmarks/results/demo.json", demo_text),
+        "hvp": ("benchmarks/results/hvp.json", hvp_text),
+        "propagate": ("benchmarks/results/propagate.json", propagate_text),
+        "cg": ("benchmarks/results/cg.json", cg_text),
+        "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
+    },
+    "benchmarks/gpu.md": {"kernels": ("csrc/kernels/cuda/budget.json", kernels_text)},
 }
 
 
-def generate(text: str) -> str:
-    """The README with every generated part made anew."""
-    for name, (path, render) in GENERATED.items():
+def generate(file: str) -> str:
+    """The text of a file with every generated part made anew."""
+    text = (ROOT / file).read_text()
+    for name, (path, render) in GENERATED[file].items():
         body = render(json.loads((ROOT / path).read_text()))
         pattern = rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)"
         text, count = re.subn(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md: expected one part named {name}, got {count}")
+            raise SystemExit(f"{file}: expected one part named {name}, got {count}")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(generate(README.read_text()))
+    for file in GENERATED:
+        (ROOT / file).write_text(generate(file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["hvp_text", "propagate_text", "unlearn_text"]
+__all__ = ["cg_text", "hvp_text", "propagate_text", "unlearn_text"]
 
 
 def hvp_text(report: dict[str, Any]) -> str:
@@ -50,6 +50,17 @@ def propagate_text(report: dict[str, Any]) -> str:
                 f"{ours['relative_error']:.0e}",
             )
         )
+    return f"{_table(head, rows)}\n\n{_machine(report)}"
+
+
+def cg_text(report: dict[str, Any]) -> str:
+    """Twenty iterations of conjugate gradients against the same around the strongest torch form."""
+    head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster", "GB/s")
+    head += ("relative error",)
+    rows = [
+        (*_start(section, ours, torch), f"{ours['gb_s']:.0f}", f"{ours['relative_error']:.0e}")
+        for section, ours, torch in _compared(report)
+    ]
     return f"{_table(head, rows)}\n\n{_machine(report)}"
 
 

@@ -1,9 +1,9 @@
 // Every op of the package, on one screen. Shapes: N nodes (users, then items), E interactions,
 // 2E adjacency entries, d features. Contracts in csrc/README.md and ifru_ext/ops.py.
 
-#include <torch/csrc/stable/library.h>
+#include "ops/registration.h"
 
-STABLE_TORCH_LIBRARY(ifru_ext, m) {
+IFRU_SCHEMAS(m) {
   // (1) F = P X + diag(ridge) V: x [N, d], alpha [L + 1] float64 on the CPU.
   m.def(
       "propagate(Tensor rowptr, Tensor neighbor, Tensor inv_sqrt_degree, Tensor x, Tensor alpha,"

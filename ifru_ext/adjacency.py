@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ifru_ext import _host
 from ifru_ext.columns import ArrayLike, as_ids
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 
 __all__ = ["Adjacency", "AdjacencySlice", "Stream"]
@@ -58,6 +62,24 @@ class Adjacency:
         rowptr, neighbor, edge = (torch.from_numpy(a).to(user.device) for a in arrays)
         return cls(rowptr, neighbor, edge, n_users, n_items)
 
+    def to(self, device: torch.device | str) -> Adjacency:
+        """The same on a device, "cpu" or "cuda"; itself if it is there.
+
+        Raises:
+            InputError: There is no such device.
+        """
+        device = as_device("device", device)
+        rowptr, neighbor, edge = (t.to(device) for t in (self.rowptr, self.neighbor, self.edge))
+        if rowptr is self.rowptr:
+            return self
+        return Adjacency(rowptr, neighbor, edge, self.n_users, self.n_items)
+
+    @cached_property
+    def _arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Rowptr, neighbor and edge on the host: the same memory there, else one copy."""
+        rowptr, neighbor, edge = (t.cpu().numpy() for t in (self.rowptr, self.neighbor, self.edge))
+        return rowptr, neighbor, edge
+
     @property
     def n_nodes(self) -> int:
         """N, users and items together."""
@@ -94,7 +116,8 @@ class Adjacency:
         """The interactions in the order of one pass; made once for each number of blocks.
 
         The side with more nodes streams by, the other one is accessed at random. The order of every
-        sum is the same for any number of blocks, and so are the bits of what is computed.
+        sum is the same for any number of blocks, and so are the bits of what is computed. On a GPU
+        there are no blocks, and this is `entries()`.
 
         Args:
             n_blocks: Column blocks, of which each can have a thread of its own: a power of two up
@@ -104,6 +127,10 @@ class Adjacency:
         Raises:
             ValueError: `n_blocks` is no power of two up to 64.
         """
+        if self.rowptr.is_cuda:
+            if 1 not in self._streams:
+                self._streams[1] = self.entries()
+            return self._streams[1]
         first_row = 0 if self.n_users >= self.n_items else self.n_users
         n_rows = max(self.n_users, self.n_items)
         if n_blocks is None:
@@ -113,18 +140,18 @@ class Adjacency:
         if n_blocks not in _BLOCKS:
             raise InputError(f"n_blocks: expected one of {_BLOCKS}, got {n_blocks}")
         if n_blocks not in self._streams:
-            parts = _host.stream_order(
-                self.rowptr.cpu().numpy(),
-                self.neighbor.cpu().numpy(),
-                self.edge.cpu().numpy(),
-                *(first_row, n_rows, _N_CUTS, n_blocks),
-            )
+            parts = _host.stream_order(*self._arrays, first_row, n_rows, _N_CUTS, n_blocks)
             device = self.rowptr.device
             rowptr, neighbor, edge, cuts = (torch.from_numpy(part).to(device) for part in parts)
             self._streams[n_blocks] = Stream(
                 rowptr.view(n_blocks, n_rows + 1), neighbor, edge, cuts, first_row
             )
         return self._streams[n_blocks]
+
+    def entries(self) -> Stream:
+        """Every interaction at both its ends: the form in which each row gathers, for a GPU."""
+        cuts = torch.tensor([0, self.n_nodes], device=self.rowptr.device)
+        return Stream(self.rowptr.view(1, -1), self.neighbor, self.edge, cuts, 0)
 
     def slice(self, rows: Tensor) -> AdjacencySlice:
         """The entries of some rows.
@@ -135,15 +162,10 @@ class Adjacency:
         Raises:
             ValueError: They are not.
         """
-        parts = _host.slice_rows(
-            self.rowptr.cpu().numpy(),
-            self.neighbor.cpu().numpy(),
-            self.edge.cpu().numpy(),
-            rows.cpu().numpy(),
-        )
+        parts = _host.slice_rows(*self._arrays, rows.cpu().numpy())
         device = self.rowptr.device
         rowptr, neighbor, local, edge = (torch.from_numpy(part).to(device) for part in parts)
-        return AdjacencySlice(rowptr, rows.to(neighbor.dtype), neighbor, local, edge)
+        return AdjacencySlice(rowptr, rows.to(device, neighbor.dtype), neighbor, local, edge)
 
     def expand_hop(self, rows: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """The neighbours of some rows, with the importance that is passed on; equation (13).
@@ -161,13 +183,10 @@ class Adjacency:
         Raises:
             ValueError: The rows are not ascending, distinct and in range.
         """
-        found, passed = _host.expand_hop(
-            self.rowptr.cpu().numpy(),
-            self.neighbor.cpu().numpy(),
-            rows.cpu().numpy(),
-            score.cpu().double().numpy(),
-        )
-        return torch.from_numpy(found), torch.from_numpy(passed)
+        rowptr, neighbor, _ = self._arrays
+        parts = _host.expand_hop(rowptr, neighbor, rows.cpu().numpy(), score.cpu().double().numpy())
+        found, passed = (torch.from_numpy(part).to(self.rowptr.device) for part in parts)
+        return found, passed
 
     def ball(self, rows: ArrayLike, hops: int) -> Tensor:
         """The closed neighbourhood of some rows; the cost follows the entries within it.
@@ -185,7 +204,7 @@ class Adjacency:
         ball = self.checked_rows(rows)
         for _ in range(as_integer("hops", hops, 0)):
             found, _ = self.expand_hop(ball, torch.zeros(len(ball)))
-            ball = torch.cat([ball, found.to(ball.device)]).unique()
+            ball = torch.cat([ball, found]).unique()
         return ball
 
     def changed_rows(self, other: Adjacency) -> Tensor:
@@ -257,9 +276,12 @@ class AdjacencySlice:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The interactions in the order of one pass, for the pointwise products.
+    """The interactions in the order of the pointwise products, in one of two forms.
 
-    Block by block of columns, row by row, columns ascending. The rows are one side's nodes.
+    For the CPU each once: block by block of columns, row by row, columns ascending; the rows are
+    one side's nodes, and an interaction adds to its row and to its column. For CUDA each at both
+    its ends: the rows are all nodes, R = N, and an entry adds to its row alone. There B = 1,
+    C = 1 and 2E stands in the place of E.
 
     Attributes:
         rowptr: [B, R + 1] int64 positions.
@@ -281,5 +303,5 @@ class Stream:
         return self.rowptr, self.neighbor, self.cuts, self.first_row
 
     def order(self, values: Tensor) -> Tensor:
-        """[E] in interaction order -> [E] in stream order."""
+        """[E] in interaction order -> [E], or [2E] at both ends, in stream order."""
         return values.index_select(0, self.edge)

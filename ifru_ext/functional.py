@@ -268,9 +268,9 @@ class _Pairs(NamedTuple):
         n_nodes: N.
         first_row: Of the stream, as all tensors but the last two.
         rowptr: [B, R + 1] int64.
-        neighbor: [E] columns.
+        neighbor: [E] columns; [2E] at both ends, on a GPU.
         cuts: [C + 1] int64.
-        edge: [E] the interaction's index.
+        edge: Of `neighbor`, the interaction's index.
         left: [E] node ids in interaction order.
         right: [E] node ids of the same dtype.
     """

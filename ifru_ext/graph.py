@@ -39,6 +39,15 @@ class BipartiteGraph:
         """The graph of the positive interactions (label > 0.5) of `data`."""
         return cls(data.positive_adjacency)
 
+    def to(self, device: torch.device | str) -> BipartiteGraph:
+        """The same graph on a device, "cpu" or "cuda"; itself if it is there.
+
+        Raises:
+            InputError: There is no such device.
+        """
+        adjacency = self.adjacency.to(device)
+        return self if adjacency is self.adjacency else BipartiteGraph(adjacency)
+
     @property
     def n_nodes(self) -> int:
         """N, users and items together."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ifru_ext.adjacency import Adjacency
 from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 from ifru_ext.triples import Triples
@@ -39,6 +40,9 @@ class Omitted:
         rows = (~kept).nonzero()[:, 0]
         ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
         return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
+
+
+_COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -326,6 +330,22 @@ class Interactions:
                 other.__dict__[name] = self.__dict__[name]
         return other
 
+    def to(self, device: torch.device | str) -> Interactions:
+        """The same rows on a device, "cpu" or "cuda", and what was computed of them.
+
+        Raises:
+            InputError: There is no such device.
+        """
+        device = as_device("device", device)
+        columns = {name: self.__dict__[name] for name in _COLUMNS}
+        other = self._with(**{n: None if c is None else c.to(device) for n, c in columns.items()})
+        for name in ("n_duplicates", "first_label_outside_unit"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        if "adjacency" in self.__dict__:
+            other.__dict__["adjacency"] = self.adjacency.to(device)
+        return other
+
     def fingerprint(self) -> str:
         """SHA-256 of the contents, in hexadecimal.
 
@@ -333,7 +353,7 @@ class Interactions:
         same on every machine and device.
         """
         digest = hashlib.sha256(f"interactions {len(self)} {self.shape}".encode())
-        for name in ("user", "item", "label", "weight", "timestamp", "negative"):
+        for name in _COLUMNS:
             column: Tensor | None = getattr(self, name)
             if column is None:
                 continue

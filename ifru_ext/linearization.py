@@ -103,9 +103,9 @@ class Linearization:
         degree: [N] int64, interactions at each node.
         derivatives: Of the loss.
         features: [N, d], F = P E.
-        loss: [E], or [T] for T triples.
-        residual: [E] or [T] r in stream order.
-        curvature: [E] or [T] w in stream order.
+        loss: [E] in interaction order, or [T] for T triples.
+        residual: r in stream order, one for each entry of the stream, or [T].
+        curvature: w, likewise.
         ridge: [N].
     """
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext.columns import as_ids
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.graph import BipartiteGraph
 
@@ -136,15 +137,19 @@ class RecommenderModel(ABC):
         embedding = values if rows is None else self.embedding.index_copy(0, rows, values)
         return self._copy(embedding=embedding)
 
-    def to(self, dtype: torch.dtype) -> Self:
-        """The same model in float32 or float64.
+    def to(self, target: torch.dtype | torch.device | str) -> Self:
+        """The same model in float32 or float64, or on a device, "cpu" or "cuda", with its graph.
 
         Raises:
-            ValueError: Another dtype, or a value that float32 cannot hold.
+            ValueError: Another dtype, a value that float32 cannot hold, or no such device.
         """
-        return self._copy(
-            embedding=_checked_embedding("embedding", self.embedding.to(check_dtype(dtype)))
-        )
+        if isinstance(target, torch.dtype):
+            cast = self.embedding.to(check_dtype(target))
+            return self._copy(embedding=_checked_embedding("embedding", cast))
+        return self._moved(as_device("device", target))
+
+    def _moved(self, device: torch.device) -> Self:
+        return self._copy(embedding=self.embedding.to(device))
 
     def features(self) -> Tensor:
         """[N, d]: F = P E, computed once."""
@@ -165,8 +170,9 @@ class RecommenderModel(ABC):
         Raises:
             ValueError: An id is out of range, or there are more of one than of the other.
         """
-        user = as_ids("user", user, below=self.n_users)
-        item = as_ids("item", item, below=self.n_items)
+        device = self.embedding.device
+        user = as_ids("user", user, below=self.n_users).to(device)
+        item = as_ids("item", item, below=self.n_items).to(device)
         if user.numel() != item.numel():
             raise InputError(f"item: expected {user.numel()} ids as in user, got {item.numel()}")
         f = self.features()
@@ -280,6 +286,9 @@ class LightGCN(RecommenderModel):
         """The same embeddings over another graph with the same nodes."""
         return self._copy(_graph=self._checked_graph(graph))
 
+    def _moved(self, device: torch.device) -> Self:
+        return self._copy(embedding=self.embedding.to(device), _graph=self._graph.to(device))
+
     def _checked_graph(self, graph: BipartiteGraph | None) -> BipartiteGraph:
         if graph is None:
             raise InputError("graph: LightGCN needs a graph, got None")
@@ -288,6 +297,11 @@ class LightGCN(RecommenderModel):
             raise InputError(
                 f"graph: expected {self.n_users} users and {self.n_items} items as in the "
                 f"embeddings, got {a.n_users} and {a.n_items}"
+            )
+        if a.rowptr.device != self.embedding.device:
+            raise InputError(
+                f"graph: expected one on {self.embedding.device} as the embeddings, "
+                f"got one on {a.rowptr.device}"
             )
         return graph
 

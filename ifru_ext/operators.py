@@ -159,7 +159,7 @@ class _CurvatureOperator:
     ) -> None:
         if storage is not None and isinstance(point, Linearization) and point.pairwise:
             raise InputError(f"storage: expected None for loss 'bpr', got {storage}")
-        mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge.dtype)
+        mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge)
         self._point = point
         self._diagonal = point.ridge + mu
         self._storage = storage

@@ -2,7 +2,8 @@
 
 Notation: N nodes (users first, then items), E interactions, d features. Indices come from
 `ifru_ext.adjacency`: an `Adjacency` lists every interaction twice, in its user's row and in its
-item's (`propagate`); its `Stream` lists each once, in the order of one pass (pointwise products);
+item's (`propagate`); its `Stream` lists each once, in the order of one pass (pointwise products),
+or for CUDA at both ends: there R = N, and 2E takes the place of E in the shapes of these products;
 an `AdjacencySlice` holds some rows (restricted products). T triples of the pairwise loss come from
 `ifru_ext.triples`. Ids are int32 or int64, positions int64.
 Values are float32 or float64, all of one dtype and device, dense and contiguous (the wrappers call

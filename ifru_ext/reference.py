@@ -77,7 +77,8 @@ def propagate_stream(
     """Equation (1), power by power."""
     n, m = _pairs(rowptr, neighbor, first_row)
     return _powers(
-        lambda y: _sum_both(x.shape[0], n, m, y[m], y[n]), inv_sqrt_degree, x, alpha, ridge, v
+        lambda y: _sum_ends(rowptr, x.shape[0], n, m, y[m], y[n]),
+        *(inv_sqrt_degree, x, alpha, ridge, v),
     )
 
 
@@ -113,18 +114,20 @@ def pointwise_derivatives(
 
 
 def _pairs(rowptr: Tensor, neighbor: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    """([E], [E]): row and column node of each interaction of a stream."""
+    """([E], [E]): row and column node of each entry of a stream."""
     width = rowptr.shape[1]
     # The flattened differences; those between two blocks are zero.
     place = torch.repeat_interleave(rowptr.flatten().diff())
     return first_row + place % width, neighbor.long()
 
 
-def _sum_both(
-    n_nodes: int, row: Tensor, column: Tensor, at_row: Tensor, at_column: Tensor
+def _sum_ends(
+    rowptr: Tensor, n_nodes: int, row: Tensor, column: Tensor, at_row: Tensor, at_column: Tensor
 ) -> Tensor:
-    out = at_row.new_zeros((n_nodes, at_row.shape[1]))
-    return out.index_add(0, row, at_row).index_add(0, column, at_column)
+    """[N, d]: the sums at the rows and, of a stream of one side's rows, at the columns."""
+    out = at_row.new_zeros((n_nodes, at_row.shape[1])).index_add(0, row, at_row)
+    both_ends_are_rows = rowptr.shape[1] - 1 == n_nodes
+    return out if both_ends_are_rows else out.index_add(0, column, at_column)
 
 
 def pointwise_gradient(
@@ -139,7 +142,7 @@ def pointwise_gradient(
     """Equation (5), without the propagation."""
     n, m = _pairs(rowptr, neighbor, first_row)
     r = residual[:, None]
-    return _plus_ridge(_sum_both(f.shape[0], n, m, r * f[m], r * f[n]), ridge, f)
+    return _plus_ridge(_sum_ends(rowptr, f.shape[0], n, m, r * f[m], r * f[n]), ridge, f)
 
 
 def pointwise_hvp(
@@ -161,7 +164,7 @@ def pointwise_hvp(
     n, m = _pairs(rowptr, neighbor, first_row)
     r = residual[:, None]
     gauss_newton = pointwise_ggn(rowptr, neighbor, cuts, first_row, curvature, f, z, ridge)
-    return gauss_newton + _sum_both(f.shape[0], n, m, r * z[m], r * z[n])
+    return gauss_newton + _sum_ends(rowptr, f.shape[0], n, m, r * z[m], r * z[n])
 
 
 def pointwise_ggn(
@@ -182,7 +185,7 @@ def pointwise_ggn(
     n, m = _pairs(rowptr, neighbor, first_row)
     delta = (z[n] * f[m]).sum(1) + (f[n] * z[m]).sum(1)
     c = (curvature * delta)[:, None]
-    return _plus_ridge(_sum_both(f.shape[0], n, m, c * f[m], c * f[n]), ridge, z)
+    return _plus_ridge(_sum_ends(rowptr, f.shape[0], n, m, c * f[m], c * f[n]), ridge, z)
 
 
 def restricted_hvp(

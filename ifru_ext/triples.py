@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext import _host
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError
 
 __all__ = ["Triples"]
@@ -68,6 +69,17 @@ class Triples:
         parts = (torch.from_numpy(a).to(user.device) for a in arrays)
         rowptr, neighbor, other, triple, edge = parts
         return cls(rowptr, neighbor, other, triple, edge, n_users, n_items)
+
+    def to(self, device: torch.device | str) -> Triples:
+        """The same on a device, "cpu" or "cuda".
+
+        Raises:
+            InputError: There is no such device.
+        """
+        device = as_device("device", device)
+        parts = (self.rowptr, self.neighbor, self.other, self.triple, self.edge)
+        rowptr, neighbor, other, triple, edge = (part.to(device) for part in parts)
+        return Triples(rowptr, neighbor, other, triple, edge, self.n_users, self.n_items)
 
     @property
     def n_nodes(self) -> int:

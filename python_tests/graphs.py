@@ -7,7 +7,12 @@ import torch
 from ifru_ext.adjacency import Adjacency
 from ifru_ext.triples import Triples
 
-__all__ = ["GRAPHS", "make_adjacency", "make_pairs", "make_triples"]
+__all__ = ["DIMS", "GRAPHS", "LARGE", "make_adjacency", "make_pairs", "make_triples"]
+
+# Of the tables over ops: the numbers of features, and the interactions of the largest graphs. The
+# emulated GPU is slow: conftest.py makes both smaller for it.
+DIMS = (1, 7, 16, 32, 48, 64, 96, 100, 128, 130)
+LARGE = 8000
 
 # Name -> (n_users, n_items); the pairs are drawn by make_pairs.
 GRAPHS = ("empty", "one_edge", "isolated", "duplicates", "hub", "power_law")
@@ -30,11 +35,12 @@ def make_pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         user, item = draw(6, 40), draw(5, 40)
         return user.repeat(3), item.repeat(3), 6, 5
     if name == "hub":  # one user with almost everything, more entries than one piece of work
-        user = torch.where(torch.rand(6000, generator=g) < 0.8, 3, draw(50, 6000))
-        return user, draw(40, 6000), 50, 40
+        n = LARGE * 3 // 4
+        user = torch.where(torch.rand(n, generator=g) < 0.8, 3, draw(50, n))
+        return user, draw(40, n), 50, 40
     if name == "power_law":
-        user = (200 * torch.rand(8000, generator=g) ** 3).long()
-        return user, (150 * torch.rand(8000, generator=g) ** 3).long(), 200, 150
+        user = (200 * torch.rand(LARGE, generator=g) ** 3).long()
+        return user, (150 * torch.rand(LARGE, generator=g) ** 3).long(), 200, 150
     if name == "path":  # a chain, whose neighbourhoods stay small; not in the tables over GRAPHS
         user = torch.arange(300).repeat_interleave(2)
         return user, user + torch.arange(2).repeat(300), 300, 301

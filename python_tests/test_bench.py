@@ -10,15 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from ifru_ext._native import native
 from ifru_ext.bench import problems, timing
-from ifru_ext.bench.contenders import HVP, PROPAGATE
-from ifru_ext.bench.problems import HvpProblem, PropagateProblem, relative_error
+from ifru_ext.bench.contenders import CG, HVP, PROPAGATE
+from ifru_ext.bench.problems import CgProblem, HvpProblem, PropagateProblem, relative_error
 from ifru_ext.bench.shapes import SHAPES, load_shape
 from ifru_ext.datasets import synthetic
 
 SPARSE_BETA = "ignore:Sparse:UserWarning"
 # More users than items, and more items than users: the stream runs over the larger side.
 SIZES = [(60, 40, 500), (30, 70, 500)]
+
+NO_CUDA = native.cuda_reason if torch.cuda.is_available() else "torch sees no CUDA device"
+MISSING = not (native.cuda_loaded and torch.cuda.is_available())
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(MISSING, reason=NO_CUDA)])
+on_devices = pytest.mark.parametrize("device", ["cpu", CUDA])
+
+CONTENDERS = {"hvp": HVP, "propagate": PROPAGATE, "cg": CG}
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +52,9 @@ def limit_of(name):
 @pytest.mark.filterwarnings(SPARSE_BETA)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("contender", HVP, ids=lambda c: c.name)
-def test_hvp_contenders_agree_with_the_reference(contender, size):
-    problem = HvpProblem(synthetic(*size), 12)
+@on_devices
+def test_hvp_contenders_agree_with_the_reference(contender, size, device):
+    problem = HvpProblem(synthetic(*size), 12, torch.device(device))
     if (reason := contender.unfit(problem)) is not None:
         pytest.skip(reason)
     call = contender.prepare(problem)
@@ -56,13 +65,24 @@ def test_hvp_contenders_agree_with_the_reference(contender, size):
 
 @pytest.mark.filterwarnings(SPARSE_BETA)
 @pytest.mark.parametrize("contender", PROPAGATE, ids=lambda c: c.name)
-def test_propagate_contenders_agree_with_the_reference(contender):
-    problem = PropagateProblem(synthetic(*SIZES[0]), 12)
+@on_devices
+def test_propagate_contenders_agree_with_the_reference(contender, device):
+    problem = PropagateProblem(synthetic(*SIZES[0]), 12, torch.device(device))
     if (reason := contender.unfit(problem)) is not None:
         pytest.skip(reason)
     call = contender.prepare(problem)
     for _ in range(2):
         assert relative_error(call(), problem.reference(contender.product)) < 1e-6
+
+
+@pytest.mark.filterwarnings(SPARSE_BETA)
+@pytest.mark.parametrize("contender", CG, ids=lambda c: c.name)
+@on_devices
+def test_cg_contenders_agree_with_the_reference(contender, device):
+    problem = CgProblem(synthetic(*SIZES[0]), 12, torch.device(device))
+    call = contender.prepare(problem)
+    for _ in range(2):
+        assert relative_error(call(), problem.reference(contender.product)) < 1e-5
 
 
 @pytest.mark.filterwarnings(SPARSE_BETA)
@@ -126,28 +146,33 @@ def test_extra_memory_sees_a_result():
     assert memory > 1 << 23  # of 16 MiB
 
 
-@pytest.mark.parametrize("command", ["hvp", "propagate"])
-def test_command_prints_and_writes(ifru, tmp_path, command):
+@pytest.mark.parametrize("command", ["hvp", "propagate", "cg"])
+@on_devices
+def test_command_prints_and_writes(ifru, tmp_path, command, device):
     code, out, err = ifru(
         *("bench", command, "--shapes", "tiny", "--dims", "4,8", "--threads", "1"),
-        *("--repeats", "1"),
+        *("--repeats", "1", "--device", device),
     )
     assert code == 0, err
     assert "tiny: 60 x 40, 500 rows, d = 8, 1 thread" in out
-    report = json.loads((tmp_path / f"bench-{command}.json").read_text())
+    name = command if device == "cpu" else f"{command}-cuda"
+    report = json.loads((tmp_path / f"bench-{name}.json").read_text())
     assert report["benchmark"] == command
+    assert report["device"] == device
     assert report["environment"]["dtype"] == "float32"
     assert {"raw", "wrapper"} == set(report["call_overhead_us"])
     assert [section["dim"] for section in report["sections"]] == [4, 8]
     for section in report["sections"]:
         rows = {row["name"]: row for row in section["contenders"]}
         left_out = {row["name"] for row in section["skipped"]}
-        assert set(rows) | left_out == {c.name for c in (HVP if command == "hvp" else PROPAGATE)}
+        assert set(rows) | left_out == {c.name for c in CONTENDERS[command]}
         assert rows["ours"]["strongest_torch"] in rows
         for row in rows.values():
             assert row["relative_error"] < limit_of(row["name"])
             assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
             assert row["name"] in out
+    if device != "cpu":
+        return
     table = getattr(tables(), f"{command}_text")(report)
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 4
@@ -171,7 +196,7 @@ def test_json_goes_to_the_results_of_a_checkout(ifru, tmp_path):
         ("--threads", "0", "--threads: expected at least 1, got 0"),
         ("--threads", "100000", "--threads: expected at most"),
         ("--repeats", "0", "--repeats: expected at least 1, got 0"),
-        ("--device", "cuda", "--device: expected cpu, got 'cuda'"),
+        ("--device", "meta", "--device: expected 'cpu' or 'cuda', got 'meta'"),
         ("--json", "none/here.json", "--json: expected a file in a folder that can be written to"),
     ],
 )

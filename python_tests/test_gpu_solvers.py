@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from ifru_ext import SolveReason, cg, cg_batch
-from ifru_ext._native import native
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-    pytest.mark.skipif(not native.cuda_loaded, reason=f"CUDA kernels: {native.cuda_reason}"),
-]
+pytestmark = pytest.mark.gpu
 
 
 class Dense:

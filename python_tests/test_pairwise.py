@@ -133,6 +133,7 @@ def test_equal_items_contribute_nothing():
         assert torch.equal(out, torch.zeros(5, 4))
 
 
+@pytest.mark.cpu("what indices on a GPU hold, the host does not see")
 def test_bad_ids_of_every_size_are_refused():
     t = make_triples(make_adjacency("isolated", torch.int64))
     f = torch.ones(t.n_nodes, 16)

@@ -126,6 +126,22 @@ inline void check_adjacency(const char* op, const Tensor& rowptr, const Tensor& 
   for (const Tensor* t : {&rowptr, &neighbor}) check_device(op, *t, f);
 }
 
+// Shapes and dtypes of a stream's tensors, of either form.
+inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tensor& neighbor,
+                                const Tensor& cuts, const Tensor& f) {
+  check_shape(op, "rowptr", rowptr, 2, -1);
+  check_shape(op, "neighbor", neighbor, 1, -1);
+  check_shape(op, "cuts", cuts, 1, -1);
+  check_int64(op, "rowptr", rowptr);
+  check_int64(op, "cuts", cuts);
+  for (const Tensor* t : {&rowptr, &neighbor, &cuts}) check_device(op, *t, f);
+  if (rowptr.size(0) < 1 || rowptr.size(1) < 1 || rowptr.size(1) - 1 > f.size(0)) {
+    fail(op, "rowptr: expected shape [blocks, rows + 1] with at most ", f.size(0), " rows, got ",
+         shape_text(rowptr));
+  }
+  if (cuts.numel() < 2) fail(op, "cuts: expected at least two nodes, got ", cuts.numel());
+}
+
 // rowptr on the host: starts at 0, never decreases, ends at the number of entries.
 inline void check_rowptr(const char* op, const int64_t* rowptr, int64_t n_nodes,
                          int64_t n_entries) {

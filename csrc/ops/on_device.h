@@ -10,6 +10,14 @@
 
 namespace ifru::ops {
 
+#if defined(IFRU_EMULATED)
+// The emulated device is the CPU: a launch is over when it returns.
+class OnDevice {
+ public:
+  explicit OnDevice(const torch::stable::Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+};
+#else
 class OnDevice {
  public:
   explicit OnDevice(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
@@ -23,6 +31,7 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+#endif
 
 template <class T>
 T* mutable_or_null(const std::optional<torch::stable::Tensor>& t) {

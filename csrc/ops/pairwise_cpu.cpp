@@ -9,7 +9,8 @@
 #include <vector>
 
 #include "../kernels/cpu/kernels.h"
-#include "dispatch.h"
+#include "derivatives_checks.h"
+#include "pairwise.h"
 #include "parallel.h"
 
 namespace ifru::ops {
@@ -19,14 +20,8 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_derivatives(const Tensor& user, cons
                                                         const Tensor& negative, const Tensor& f,
                                                         const std::optional<Tensor>& weight) {
   constexpr const char* kOp = "pairwise_derivatives";
-  check_shape(kOp, "f", f, 2, -1);
-  check_shape(kOp, "user", user, 1, -1);
+  check_pairwise_derivatives(user, positive, negative, f, weight);
   const int64_t n_triples = user.numel();
-  check_value(kOp, "positive", positive, "user", user, 1, n_triples);
-  check_value(kOp, "negative", negative, "user", user, 1, n_triples);
-  check_device(kOp, user, f);
-  check_value(kOp, "weight", weight, "f", f, 1, n_triples);
-
   const auto per_triple = [&] { return torch::stable::new_empty(f, {n_triples}); };
   Tensor value = per_triple();
   Tensor residual = per_triple();
@@ -63,93 +58,57 @@ int64_t first_item(const char* op, const int64_t* rowptr, int64_t n_nodes, int64
   return boundary - rowptr;
 }
 
-// Gradient, exact product and Gauss-Newton product: what is absent is not read by the kernel.
-Tensor pairwise_product(const char* op, const Tensor& rowptr, const Tensor& neighbor,
-                        const Tensor& other, const Tensor& triple,
-                        const std::optional<Tensor>& residual,
-                        const std::optional<Tensor>& curvature, const Tensor& f,
-                        const std::optional<Tensor>& z, const std::optional<Tensor>& ridge) {
-  const bool exact = residual.has_value();
-  const Tensor& of_triples = exact ? *residual : *curvature;
-  check_shape(op, "f", f, 2, -1);
-  check_value(op, exact ? "residual" : "curvature", of_triples, "f", f, 1, -1);
-  const int64_t n_triples = of_triples.numel();
-  check_value(op, "curvature", curvature, "f", f, 1, n_triples);
-  check_adjacency(op, rowptr, neighbor, f);
-  check_shape(op, "neighbor", neighbor, 1, 3 * n_triples);
-  check_value(op, "other", other, "neighbor", neighbor, 1, 3 * n_triples);
-  check_value(op, "triple", triple, "neighbor", neighbor, 1, 2 * n_triples);
-  check_value(op, "z", z, "f", f, 2, f.size(0), f.size(1));
-  check_value(op, "ridge", ridge, "f", f, 1, f.size(0));
-  const int64_t n_nodes = f.size(0);
-  const int64_t* rows = rowptr.const_data_ptr<int64_t>();
-  check_rowptr(op, rows, n_nodes, neighbor.numel());
-  const int64_t n_users = first_item(op, rows, n_nodes, n_triples);
+struct Cpu {
+  static void run_pairwise(const char* op, const PairwiseTensors& t, const Tensor& out) {
+    const Tensor& f = t.f;
+    const int64_t n_triples = t.n_triples();
+    const int64_t n_nodes = f.size(0);
+    const int64_t* rows = t.rowptr.const_data_ptr<int64_t>();
+    check_rowptr(op, rows, n_nodes, t.neighbor.numel());
+    const int64_t n_users = first_item(op, rows, n_nodes, n_triples);
 
-  Tensor out = torch::stable::empty_like(f);
-  dispatch(op, "f", f, "neighbor", neighbor, [&](auto value_tag, auto index_tag) {
-    using T = decltype(value_tag);
-    using I = decltype(index_tag);
-    std::vector<T> change(curvature.has_value() ? n_triples : 0);
-    const T* f_data = f.const_data_ptr<T>();
-    const cpu::PairwiseArgs<T, I> args{
-        {rows, neighbor.const_data_ptr<I>(), other.const_data_ptr<I>(), triple.const_data_ptr<I>(),
-         n_triples, n_nodes},
-        data_or_null<T>(residual),
-        data_or_null<T>(curvature),
-        f_data,
-        z.has_value() ? z->const_data_ptr<T>() : f_data,
-        data_or_null<T>(ridge),
-        change.data(),
-        out.mutable_data_ptr<T>(),
-        f.size(1)};
-    const auto& kernels = cpu::kernels<T, I>();
-    const auto& kernel = !curvature.has_value() ? kernels.pairwise_gradient
-                         : exact                ? kernels.pairwise_hvp
-                                                : kernels.pairwise_gauss_newton;
-    if (!parallel_rows(rows, n_users, [&](int64_t begin, int64_t end) {
-          return kernel.users(args, begin, end);
-        })) {
-      fail(op, "neighbor and other: expected node ids in [0, ", n_nodes,
-           ") in the users' rows, found one outside");
-    }
-    if (!parallel_rows(rows + n_users, n_nodes - n_users, [&](int64_t begin, int64_t end) {
-          return kernel.items(args, n_users + begin, n_users + end);
-        })) {
-      fail(op, "neighbor, other and triple: expected one node id in [0, ", n_nodes,
-           ") beside -1 and a triple below ", n_triples, " in the items' rows, found others");
-    }
-  });
-  return out;
-}
-
-Tensor pairwise_gradient(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                         const Tensor& triple, const Tensor& residual, const Tensor& f,
-                         const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_gradient", rowptr, neighbor, other, triple, residual,
-                          std::nullopt, f, std::nullopt, ridge);
-}
-
-Tensor pairwise_hvp(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                    const Tensor& triple, const Tensor& residual, const Tensor& curvature,
-                    const Tensor& f, const Tensor& z, const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_hvp", rowptr, neighbor, other, triple, residual, curvature, f,
-                          z, ridge);
-}
-
-Tensor pairwise_ggn(const Tensor& rowptr, const Tensor& neighbor, const Tensor& other,
-                    const Tensor& triple, const Tensor& curvature, const Tensor& f, const Tensor& z,
-                    const std::optional<Tensor>& ridge) {
-  return pairwise_product("pairwise_ggn", rowptr, neighbor, other, triple, std::nullopt, curvature,
-                          f, z, ridge);
-}
+    dispatch(op, "f", f, "neighbor", t.neighbor, [&](auto value_tag, auto index_tag) {
+      using T = decltype(value_tag);
+      using I = decltype(index_tag);
+      std::vector<T> change(t.curvature.has_value() ? n_triples : 0);
+      const T* f_data = f.const_data_ptr<T>();
+      const cpu::PairwiseArgs<T, I> args{
+          {rows, t.neighbor.const_data_ptr<I>(), t.other.const_data_ptr<I>(),
+           t.triple.const_data_ptr<I>(), n_triples, n_nodes},
+          data_or_null<T>(t.residual),
+          data_or_null<T>(t.curvature),
+          f_data,
+          t.z.has_value() ? t.z->const_data_ptr<T>() : f_data,
+          data_or_null<T>(t.ridge),
+          change.data(),
+          out.mutable_data_ptr<T>(),
+          f.size(1)};
+      const auto& kernels = cpu::kernels<T, I>();
+      const auto& kernel = !t.curvature.has_value() ? kernels.pairwise_gradient
+                           : t.residual.has_value() ? kernels.pairwise_hvp
+                                                    : kernels.pairwise_gauss_newton;
+      if (!parallel_rows(rows, n_users, [&](int64_t begin, int64_t end) {
+            return kernel.users(args, begin, end);
+          })) {
+        fail(op, "neighbor and other: expected node ids in [0, ", n_nodes,
+             ") in the users' rows, found one outside");
+      }
+      if (!parallel_rows(rows + n_users, n_nodes - n_users, [&](int64_t begin, int64_t end) {
+            return kernel.items(args, n_users + begin, n_users + end);
+          })) {
+        fail(op, "neighbor, other and triple: expected one node id in [0, ", n_nodes,
+             ") beside -1 and a triple below ", n_triples, " in the items' rows, found others");
+      }
+    });
+  }
+};
 
 }  // namespace
 }  // namespace ifru::ops
 
 STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CPU, m) {
   m.impl("pairwise_derivatives", TORCH_BOX(&ifru::ops::pairwise_derivatives));
-  m.impl("pairwise_gradient", TORCH_BOX(&ifru::ops::pairwise_gradient));
-  m.impl("pairwise_hvp", TORCH_BOX(&ifru::ops::pairwise_hvp));
-  m.impl("pairwise_ggn", TORCH_BOX(&ifru::ops::pairwise_ggn));
+  m.impl("pairwise_gradient", TORCH_BOX(&ifru::ops::pairwise_gradient<ifru::ops::Cpu>));
+  m.impl("pairwise_hvp", TORCH_BOX(&ifru::ops::pairwise_hvp<ifru::ops::Cpu>));
+  m.impl("pairwise_ggn", TORCH_BOX(&ifru::ops::pairwise_ggn<ifru::ops::Cpu>));
 }

@@ -1,6 +1,5 @@
 // propagate on CUDA, equation (1): check, allocate, launch on the current stream.
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -8,6 +7,8 @@
 #include "dispatch.h"
 #include "on_device.h"
 #include "propagate_checks.h"
+#include "registration.h"
+#include "row_set.h"
 
 namespace ifru::ops {
 namespace {
@@ -22,26 +23,20 @@ void propagate_out_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tens
   const OnDevice on(x);
   const int64_t n_layers = alpha.numel() - 1;
   if (n_layers > 0 && !scratch.has_value()) scratch = torch::stable::empty_like(x);
-  std::optional<Tensor> partial;
-  const int64_t segments = n_layers > 0 ? cuda::n_segments(neighbor.numel()) : 0;
-  if (segments > 0) partial = torch::stable::new_empty(x, {segments, x.size(1)});
+  const auto partial = new_partial(x, n_layers > 0 ? neighbor.numel() : 0);
   dispatch("propagate", "x", x, "neighbor", neighbor, [&](auto value, auto index) {
     using T = decltype(value);
     using I = decltype(index);
-    const cuda::PropagateParams<T, I> params{rowptr.const_data_ptr<int64_t>(),
-                                             neighbor.const_data_ptr<I>(),
-                                             inv_sqrt_degree.const_data_ptr<T>(),
-                                             x.const_data_ptr<T>(),
-                                             nullptr,
-                                             data_or_null<T>(ridge),
-                                             data_or_null<T>(v),
-                                             out.mutable_data_ptr<T>(),
-                                             mutable_or_null<T>(partial),
-                                             T(0),
-                                             false,
-                                             x.size(0),
-                                             neighbor.numel(),
-                                             x.size(1)};
+    cuda::Propagation<T, I> params{row_set<T>(rowptr, neighbor.numel(), x.size(1), partial),
+                                   neighbor.const_data_ptr<I>(),
+                                   inv_sqrt_degree.const_data_ptr<T>(),
+                                   x.const_data_ptr<T>(),
+                                   nullptr,
+                                   data_or_null<T>(ridge),
+                                   data_or_null<T>(v),
+                                   out.mutable_data_ptr<T>(),
+                                   T(0),
+                                   false};
     cuda::propagate<T, I>(params, alpha.const_data_ptr<double>(), n_layers,
                           mutable_or_null<T>(scratch), on.stream());
   });
@@ -58,7 +53,7 @@ Tensor propagate_cuda(const Tensor& rowptr, const Tensor& neighbor, const Tensor
 }  // namespace
 }  // namespace ifru::ops
 
-STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CUDA, m) {
+IFRU_CUDA_KERNELS(m) {
   m.impl("propagate", TORCH_BOX(&ifru::ops::propagate_cuda));
   m.impl("propagate.out", TORCH_BOX(&ifru::ops::propagate_out_cuda));
 }

@@ -27,6 +27,11 @@ cpu::Stream<I> check_stream(const char* op, const Tensor& rowptr, const Tensor& 
                          cuts.numel() - 1,
                          rowptr.size(1) - 1,
                          first_row};
+  if (s.n_rows == n_nodes && n_nodes > 0 && s.cuts[0] == 0) {
+    fail(op,
+         "rowptr: expected the rows of one side, as Adjacency.stream() has them, got those of all ",
+         n_nodes, " nodes, which are for CUDA");
+  }
   check_rowptr(op, s.rowptr, s.n_blocks * (s.n_rows + 1) - 1, neighbor.numel());
   for (int64_t block = 1; block < s.n_blocks; ++block) {
     const int64_t* begin = s.rowptr + block * (s.n_rows + 1);
@@ -44,22 +49,6 @@ cpu::Stream<I> check_stream(const char* op, const Tensor& rowptr, const Tensor& 
          first_column, " to ", last_column);
   }
   return s;
-}
-
-// Shapes and dtypes of a stream's tensors.
-inline void check_stream_shapes(const char* op, const Tensor& rowptr, const Tensor& neighbor,
-                                const Tensor& cuts, const Tensor& f) {
-  check_shape(op, "rowptr", rowptr, 2, -1);
-  check_shape(op, "neighbor", neighbor, 1, -1);
-  check_shape(op, "cuts", cuts, 1, -1);
-  check_int64(op, "rowptr", rowptr);
-  check_int64(op, "cuts", cuts);
-  for (const Tensor* t : {&rowptr, &neighbor, &cuts}) check_device(op, *t, f);
-  if (rowptr.size(0) < 1 || rowptr.size(1) < 1 || rowptr.size(1) - 1 > f.size(0)) {
-    fail(op, "rowptr: expected shape [blocks, rows + 1] with at most ", f.size(0), " rows, got ",
-         shape_text(rowptr));
-  }
-  if (cuts.numel() < 2) fail(op, "cuts: expected at least two nodes, got ", cuts.numel());
 }
 
 // Runs a pass (kernels.h) over the stream of its arguments. Block b works on a chunk of rows when

@@ -1,12 +1,12 @@
 // Vector updates of conjugate gradients on CUDA: dot, cg_update, cg_direction.
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../kernels/cuda/vector.cuh"
 #include "dispatch.h"
 #include "on_device.h"
+#include "registration.h"
 #include "vector_checks.h"
 
 namespace ifru::ops {
@@ -61,7 +61,7 @@ void cg_direction_cuda(const Tensor& p, const Tensor& r, const Tensor& beta,
 }  // namespace
 }  // namespace ifru::ops
 
-STABLE_TORCH_LIBRARY_IMPL(ifru_ext, CUDA, m) {
+IFRU_CUDA_KERNELS(m) {
   m.impl("dot", TORCH_BOX(&ifru::ops::dot_cuda));
   m.impl("cg_update", TORCH_BOX(&ifru::ops::cg_update_cuda));
   m.impl("cg_direction", TORCH_BOX(&ifru::ops::cg_direction_cuda));

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 namespace ifru::test {
 
@@ -14,6 +15,9 @@ inline void check(bool ok, const char* what, const char* file, int line) {
   if (!ok) {
     ++failures;
     std::printf("%s:%d: failed: %s\n", file, line, what);
+#ifdef IFRU_STOP_AT_FAILURE  // the mutation run asks for no more
+    std::exit(1);
+#endif
   }
 }
 

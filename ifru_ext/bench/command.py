@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ifru_ext.bench.runner import BenchSettings, run_hvp, run_propagate
+from ifru_ext.bench.runner import BenchSettings, run_cg, run_hvp, run_propagate
 from ifru_ext.bench.shapes import VISIBLE, parse_shapes
-from ifru_ext.bench.timing import n_cores
+from ifru_ext.bench.timing import CPU, n_cores
 from ifru_ext.bench.unlearning import (
     CASES,
     METHODS,
@@ -24,6 +25,7 @@ from ifru_ext.bench.unlearning import (
     UnlearningSettings,
     run_unlearning,
 )
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer, listing
 from ifru_ext.files import write_atomic
 
@@ -47,7 +49,7 @@ JsonPath = Annotated[
         help="File for the results; by default in benchmarks/results of a checkout, else here.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Only cpu.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 _ALL = ",".join(VISIBLE)
 _DIMS = "32,64"
@@ -84,6 +86,22 @@ def propagate_command(
     Example: ifru bench propagate --shapes A,ml-100k --dims 64 --threads 1
     """
     _bench("propagate", run_propagate, shapes, dims, threads, repeats, path, device)
+
+
+@bench.command("cg")
+def cg_command(
+    shapes: Shapes = _ALL,
+    dims: Dims = _DIMS,
+    threads: Threads = None,
+    repeats: Repeats = _REPEATS,
+    path: JsonPath = None,
+    device: Device = "cpu",
+) -> None:
+    """Twenty iterations of conjugate gradients against the same in plain torch.
+
+    Example: ifru bench cg --shapes A,ml-100k --dims 64 --threads 1
+    """
+    _bench("cg", run_cg, shapes, dims, threads, repeats, path, device)
 
 
 _CASES = tuple(f"{case.data}/{case.name}" for case in CASES)
@@ -125,9 +143,9 @@ def unlearn_command(
         seeds=as_integer("--seeds", seeds, 1),
         models=models,
         sequential=as_integer("--sequential", sequential, 0),
-        threads=max(_thread_counts(str(threads))),
+        threads=max(_thread_counts(str(threads), CPU)),
     )
-    target = _writable(_default_path("unlearn") if path is None else path)
+    target = _writable(_default_path("unlearn", CPU) if path is None else path)
     earlier = _sections_of(target, "unlearn") if target.exists() else []
 
     def keep(report: dict[str, Any]) -> None:
@@ -242,15 +260,15 @@ def _bench(
     path: Path | None,
     device: str,
 ) -> None:
-    if device != "cpu":
-        raise InputError(f"--device: expected cpu, got {device!r}")
+    place = as_device("--device", device)
     settings = BenchSettings(
         shapes=parse_shapes(shapes),
         dims=_numbers("--dims", dims),
-        threads=_thread_counts(threads),
+        threads=_thread_counts(threads, place),
         repeats=as_integer("--repeats", repeats, 1),
+        device=place,
     )
-    target = _writable(_default_path(name) if path is None else path)
+    target = _writable(_default_path(name, place) if path is None else path)
 
     def keep(report: dict[str, Any]) -> None:
         # After each section: a run of half an hour may be ended before its end.
@@ -270,15 +288,17 @@ def _numbers(option: str, text: str) -> list[int]:
     return [as_integer(option, number, 1) for number in dict.fromkeys(numbers)]
 
 
-def _thread_counts(text: str | None) -> list[int]:
+def _thread_counts(text: str | None, device: torch.device) -> list[int]:
     cores = n_cores()
-    counts = list(dict.fromkeys([1, cores])) if text is None else _numbers("--threads", text)
+    default = [1, cores] if device.type == "cpu" else [cores]
+    counts = list(dict.fromkeys(default)) if text is None else _numbers("--threads", text)
     if max(counts) > cores:
         raise InputError(f"--threads: expected at most {cores}, the cores here, got {max(counts)}")
     return counts
 
 
-def _default_path(name: str) -> Path:
+def _default_path(name: str, device: torch.device) -> Path:
+    name = name if device.type == "cpu" else f"{name}-{device.type}"
     return _RESULTS / f"{name}.json" if _RESULTS.is_dir() else Path(f"bench-{name}.json")
 
 

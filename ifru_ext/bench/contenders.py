@@ -24,19 +24,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from ifru_ext import ops
 from ifru_ext.bench.problems import (
+    CONJUGATE_GRADIENTS,
     GAUSS_NEWTON,
     HESSIAN,
+    N_ITERATIONS,
     N_LAYERS,
     PROPAGATION,
     RESTRICTED_NODES,
     RESTRICTED_REQUEST,
+    CgProblem,
     HvpProblem,
     PropagateProblem,
 )
 from ifru_ext.bench.timing import Call
 from ifru_ext.graph import BipartiteGraph
+from ifru_ext.solvers import cg
 
-__all__ = ["HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
+__all__ = ["CG", "HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
 
 P = TypeVar("P")
 
@@ -120,7 +124,8 @@ def _ours_several(p: HvpProblem) -> Call:
     """Eight vectors in one call, with `out`; the last one is read anew and checked."""
     stream = p.data.adjacency.stream()
     residual, curvature = (stream.order(x) for x in p.derivatives)
-    z = torch.randn(_N_VECTORS, *p.z.shape, generator=torch.Generator().manual_seed(3))
+    g = torch.Generator().manual_seed(3)
+    z = torch.randn(_N_VECTORS, *p.z.shape, generator=g).to(p.device)
     out = torch.empty_like(z)
 
     def product() -> Tensor:
@@ -137,32 +142,49 @@ def _ours_gauss_newton(p: HvpProblem) -> Call:
     return lambda: ops.pointwise_ggn(*stream.indices, curvature, p.f, p.z)
 
 
-def _one_pass_bytes(p: HvpProblem, n_values: int) -> int:
+def _product_bytes(p: HvpProblem, n_values: int, size: int = 4) -> int:
+    """The product with features of `size` bytes: one pass on the CPU, a gather on CUDA."""
+    if p.device.type == "cuda":
+        return _gather_bytes(p, n_values, size)
+    return _one_pass_bytes(p, n_values, size)
+
+
+def _gather_bytes(p: HvpProblem, n_values: int, size: int) -> int:
+    """Both ends of every interaction.
+
+    An entry gathers f_m and z_m and reads its neighbour and values; a node reads f_n, z_n and its
+    pointer and writes out_n.
+    """
+    entry = 2 * size * p.dim + 4 + 4 * n_values
+    node = (2 * size + 4) * p.dim + 8
+    return 2 * p.n_interactions * entry + p.data.n_nodes * node
+
+
+def _one_pass_bytes(p: HvpProblem, n_values: int, size: int) -> int:
     """One pass over the interactions.
 
-    An interaction gathers f_m and z_m (8 d), reads and writes out_m (8 d), and reads its column and
-    values. A streamed row reads f_n, z_n and writes out_n (12 d) and reads its pointer; a row of
-    the other side is set to zero once (4 d).
+    An interaction gathers f_m and z_m, reads and writes out_m (8 d), and reads its column and
+    values. A streamed row reads f_n, z_n and writes out_n (4 d) and reads its pointer; a row of the
+    other side is set to zero once (4 d).
     """
     rows = max(p.data.n_users, p.data.n_items)
     others = p.data.n_nodes - rows
-    per_interaction = 16 * p.dim + 4 + 4 * n_values
-    return p.n_interactions * per_interaction + rows * (12 * p.dim + 8) + others * 4 * p.dim
+    per_interaction = (2 * size + 8) * p.dim + 4 + 4 * n_values
+    per_row = (2 * size + 4) * p.dim + 8
+    return p.n_interactions * per_interaction + rows * per_row + others * 4 * p.dim
 
 
 def _ours_bytes(p: HvpProblem) -> int:
-    return _one_pass_bytes(p, n_values=2)
+    return _product_bytes(p, n_values=2)
 
 
 def _ours_stored_bytes(p: HvpProblem) -> int:
-    """As one pass with half of the bytes of f and z; z is read once and its copy written."""
-    rows = max(p.data.n_users, p.data.n_items)
-    halved = p.n_interactions * 4 * p.dim + rows * 4 * p.dim
-    return _one_pass_bytes(p, n_values=2) - halved + p.data.n_nodes * 6 * p.dim
+    """F and z take two bytes each; besides, z is read once and its copy written."""
+    return _product_bytes(p, n_values=2, size=2) + p.data.n_nodes * 6 * p.dim
 
 
 def _ours_gauss_newton_bytes(p: HvpProblem) -> int:
-    return _one_pass_bytes(p, n_values=1)
+    return _product_bytes(p, n_values=1)
 
 
 def _restricted(product: str) -> Callable[[HvpProblem], Call]:
@@ -198,14 +220,14 @@ class _SampledDelta:
     def __init__(self, p: HvpProblem) -> None:
         d, n = p.dim, p.data.n_users
         self._z_users, self._z_items = p.z[:n], p.z[n:]
-        self._left = torch.empty(n, 2 * d)
-        self._right = torch.empty(p.data.n_items, 2 * d)
+        self._left = p.f.new_empty(n, 2 * d)
+        self._right = p.f.new_empty(p.data.n_items, 2 * d)
         self._left[:, d:] = p.f[:n]
         self._right[:, :d] = p.f[n:]
         self._dim = d
         side = p.by_user
         self._pattern = torch.sparse_csr_tensor(
-            side.rowptr, side.column, torch.zeros(p.n_interactions), size=p.data.shape
+            side.rowptr, side.column, p.f.new_zeros(p.n_interactions), size=p.data.shape
         )
         self._curvature = p.derivatives[1][side.edge]
 
@@ -256,7 +278,7 @@ def _joined(p: HvpProblem) -> Call:
     delta, a, to_items, e = _sampled_delta(p), p.data.adjacency, p.item_order, p.n_interactions
     neighbor, offset = a.neighbor.int(), a.rowptr[:-1].int()
     residual = p.derivatives[0][a.edge.long()]
-    c = torch.empty(2 * e)
+    c = p.f.new_empty(2 * e)
 
     def product() -> Tensor:
         c[:e] = delta.weighted()
@@ -275,7 +297,7 @@ def _stacked(p: HvpProblem) -> Call:
     n = p.data.n_nodes
     index = torch.stack([a.neighbor, a.neighbor + n], dim=1).view(-1).int()
     offset = (2 * a.rowptr[:-1]).int()
-    weight = torch.empty(2 * e, 2)
+    weight = p.f.new_empty(2 * e, 2)
     weight[:, 1] = p.derivatives[0][a.edge.long()]
     table = torch.cat([p.f, p.z])
 
@@ -289,8 +311,8 @@ def _stacked(p: HvpProblem) -> Call:
     return product
 
 
-def _mkl(p: HvpProblem) -> Call:
-    """The sampled product, then MKL's sparse products with the values replaced in each call."""
+def _csr_products(p: HvpProblem) -> Call:
+    """The sampled product, then MKL's or cuSPARSE's with the values replaced in each call."""
     delta, n = _sampled_delta(p), p.data.n_users
     users, items, to_items = p.by_user, p.by_item, p.item_order
     user_shape, item_shape = p.data.shape, p.data.shape[::-1]
@@ -312,7 +334,7 @@ def _joined_gauss_newton(p: HvpProblem) -> Call:
     """The sampled product, then one bag over all nodes."""
     delta, a, to_items, e = _sampled_delta(p), p.data.adjacency, p.item_order, p.n_interactions
     neighbor, offset = a.neighbor.int(), a.rowptr[:-1].int()
-    c = torch.empty(2 * e)
+    c = p.f.new_empty(2 * e)
 
     def product() -> Tensor:
         c[:e] = delta.weighted()
@@ -376,8 +398,18 @@ def _several_unfit(p: HvpProblem) -> str | None:
     return "measured where the features exceed the caches"
 
 
-def _mkl_unfit(problem: object) -> str | None:
+def _mkl_unfit(p: HvpProblem | PropagateProblem) -> str | None:
+    if p.device.type == "cuda":
+        return "for the CPU"
     return None if torch.backends.mkl.is_available() else "this torch has no MKL"
+
+
+def _cuda_only(p: HvpProblem | PropagateProblem) -> str | None:
+    return None if p.device.type == "cuda" else "for CUDA"
+
+
+def _cpu_only(p: HvpProblem | PropagateProblem) -> str | None:
+    return None if p.device.type == "cpu" else "for the CPU"
 
 
 HVP: tuple[Contender[HvpProblem], ...] = (
@@ -411,7 +443,8 @@ HVP: tuple[Contender[HvpProblem], ...] = (
     Contender("stock", HESSIAN, TORCH, _stock, _torch_hvp_bytes),
     Contender("joined", HESSIAN, TORCH, _joined, _torch_hvp_bytes),
     Contender("stacked", HESSIAN, TORCH, _stacked, _torch_hvp_bytes),
-    Contender("mkl", HESSIAN, TORCH, _mkl, _torch_hvp_bytes, _mkl_unfit),
+    Contender("mkl", HESSIAN, TORCH, _csr_products, _torch_hvp_bytes, _mkl_unfit),
+    Contender("cusparse", HESSIAN, TORCH, _csr_products, _torch_hvp_bytes, _cuda_only),
     Contender("double_backward", HESSIAN, AUTOGRAD, _double_backward, None, _double_backward_unfit),
     Contender("ours, GGN", GAUSS_NEWTON, OURS, _ours_gauss_newton, _ours_gauss_newton_bytes),
     Contender("joined, GGN", GAUSS_NEWTON, TORCH, _joined_gauss_newton, _torch_gauss_newton_bytes),
@@ -436,7 +469,7 @@ HVP: tuple[Contender[HvpProblem], ...] = (
 
 
 def _ours_propagate(p: PropagateProblem) -> Call:
-    """What LightGCN calls: one of the next two, by size."""
+    """What LightGCN calls: one of the next two, by device and size."""
     graph = BipartiteGraph(p.data.adjacency)
     p.data.adjacency.stream()  # made once, like everything that is prepared
     return lambda: graph.propagate(p.x, p.alpha)
@@ -478,7 +511,7 @@ def _ours_stream_bytes(p: PropagateProblem) -> int:
 
 
 def _csr(p: PropagateProblem) -> Call:
-    """MKL's sparse product; by Horner, whose addition the product takes along."""
+    """MKL's or cuSPARSE's product; by Horner, whose addition the product takes along."""
     a, n = p.data.adjacency, p.data.n_nodes
     matrix = torch.sparse_csr_tensor(a.rowptr.int(), a.neighbor.int(), p.values, size=(n, n))
     return _horner(p, lambda y, alpha: torch.addmm(p.x, matrix, y, beta=alpha))
@@ -534,8 +567,53 @@ def _coo_bytes(p: PropagateProblem) -> int:
 PROPAGATE: tuple[Contender[PropagateProblem], ...] = (
     Contender("ours", PROPAGATION, OURS, _ours_propagate, None),
     Contender("ours, gather", PROPAGATION, OURS, _ours_gather, _ours_gather_bytes),
-    Contender("ours, stream", PROPAGATION, OURS, _ours_stream, _ours_stream_bytes),
+    Contender("ours, stream", PROPAGATION, OURS, _ours_stream, _ours_stream_bytes, _cpu_only),
     Contender("csr", PROPAGATION, TORCH, _csr, _int32_bytes, _mkl_unfit),
+    Contender("cusparse", PROPAGATION, TORCH, _csr, _int32_bytes, _cuda_only),
     Contender("embedding_bag", PROPAGATION, TORCH, _weighted_bag, _int32_bytes),
     Contender("coo", PROPAGATION, TORCH, _coo, _coo_bytes),
+)
+
+
+# ---- Conjugate gradients --------------------------------------------------------------------
+
+
+def _ours_cg(p: CgProblem) -> Call:
+    """As a user calls it, with one look at the residual, at the end."""
+    operator = p.operator(torch.float32, p.device)
+    n = N_ITERATIONS
+    return lambda: cg(operator, p.b, rtol=0.0, maxiter=n, check_every=n).x
+
+
+def _textbook_cg(p: CgProblem) -> Call:
+    """The textbook's iteration around the strongest product in plain torch; never looks."""
+    multiply = _joined_gauss_newton(p)
+
+    def solve() -> Tensor:
+        x, r = torch.zeros_like(p.b), p.b.clone()
+        p.z.copy_(r)
+        rr = torch.linalg.vecdot(r.view(-1), r.view(-1))
+        for _ in range(N_ITERATIONS):
+            ap = multiply().add_(p.z, alpha=p.damping)
+            alpha = rr / torch.linalg.vecdot(p.z.view(-1), ap.view(-1))
+            x.addcmul_(p.z, alpha)
+            r.addcmul_(ap, -alpha)
+            rr, before = torch.linalg.vecdot(r.view(-1), r.view(-1)), rr
+            p.z.mul_(rr / before).add_(r)
+        return x
+
+    return solve
+
+
+def _cg_bytes(p: CgProblem) -> int:
+    """Per iteration a product, and 44 d per node.
+
+    <p, Ap> reads 8 d; the update reads 16 d and writes 8 d; the direction reads 8 d and writes 4 d.
+    """
+    return N_ITERATIONS * (_ours_gauss_newton_bytes(p) + 44 * p.data.n_nodes * p.dim)
+
+
+CG: tuple[Contender[CgProblem], ...] = (
+    Contender("ours", CONJUGATE_GRADIENTS, OURS, _ours_cg, _cg_bytes),
+    Contender("joined", CONJUGATE_GRADIENTS, TORCH, _textbook_cg, None),
 )

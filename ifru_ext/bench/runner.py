@@ -15,19 +15,21 @@ from torch import Tensor
 from ifru_ext import ops
 from ifru_ext._native import native
 from ifru_ext.adjacency import Adjacency
-from ifru_ext.bench.contenders import HVP, OURS, PROPAGATE, TORCH, Contender
+from ifru_ext.bench.contenders import CG, HVP, OURS, PROPAGATE, TORCH, Contender
 from ifru_ext.bench.problems import (
     HESSIAN,
+    CgProblem,
     HvpProblem,
     PropagateProblem,
     relative_error,
 )
 from ifru_ext.bench.shapes import Shape, load_shape
 from ifru_ext.bench.timing import (
+    CPU,
     Timing,
     bandwidth,
     call_overhead,
-    extra_memory,
+    clock_of,
     interleave,
     processor,
     thread_section,
@@ -35,7 +37,7 @@ from ifru_ext.bench.timing import (
 from ifru_ext.environment import environment
 from ifru_ext.interactions import Interactions
 
-__all__ = ["BenchSettings", "run_hvp", "run_propagate"]
+__all__ = ["BenchSettings", "run_cg", "run_hvp", "run_propagate"]
 
 
 class _Problem(Protocol):
@@ -57,12 +59,14 @@ class BenchSettings:
         dims: Numbers of features.
         threads: Numbers of threads; a section with one is pinned to a core.
         repeats: Rounds of calls at least.
+        device: Where everything is computed.
     """
 
     shapes: Sequence[Shape]
     dims: Sequence[int]
     threads: Sequence[int]
     repeats: int
+    device: torch.device = CPU
 
 
 def run_hvp(
@@ -90,12 +94,17 @@ def run_propagate(
     return _run("propagate", settings, PropagateProblem, PROPAGATE, _propagate_overhead, on_section)
 
 
+def run_cg(settings: BenchSettings, on_section: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Conjugate gradients; arguments and result as `run_hvp`."""
+    return _run("cg", settings, CgProblem, CG, _hvp_overhead, on_section)
+
+
 def _run(
     name: str,
     settings: BenchSettings,
-    problem_of: Callable[[Interactions, int], P],
+    problem_of: Callable[[Interactions, int, torch.device], P],
     contenders: Sequence[Contender[P]],
-    overhead: Callable[[], dict[str, float]],
+    overhead: Callable[[torch.device], dict[str, float]],
     on_section: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     report: dict[str, Any] = {
@@ -104,16 +113,19 @@ def _run(
             **environment(torch.float32),
             "processor": processor(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            "gpu": _gpu(settings.device),
         },
+        "device": settings.device.type,
         "repeats": settings.repeats,
-        "call_overhead_us": overhead(),
+        "call_overhead_us": overhead(settings.device),
         "bandwidth": list(_bandwidths(settings)),
         "sections": [],
     }
     for shape in settings.shapes:
         label, data = load_shape(shape)
         for dim in settings.dims:
-            for section in _sections(problem_of(data, dim), contenders, settings):
+            problem = problem_of(data, dim, settings.device)
+            for section in _sections(problem, contenders, settings):
                 sizes = {
                     "shape": label,
                     "n_users": data.n_users,
@@ -130,17 +142,18 @@ def _run(
 def _sections(
     problem: P, contenders: Sequence[Contender[P]], settings: BenchSettings
 ) -> Iterator[dict[str, Any]]:
-    """One for each number of threads. Holds the only reference to the problem."""
+    """One for each number of threads."""
     for n_threads in settings.threads:
-        section = _section(problem, contenders, n_threads, settings.repeats)
+        section = _section(problem, contenders, n_threads, settings)
         yield {"threads": n_threads, **section}
 
 
 def _section(
-    problem: P, contenders: Sequence[Contender[P]], n_threads: int, repeats: int
+    problem: P, contenders: Sequence[Contender[P]], n_threads: int, settings: BenchSettings
 ) -> dict[str, Any]:
     """Checks and times all contenders on one problem."""
     skipped = []
+    clock = clock_of(settings.device)
     rows: dict[str, dict[str, Any]] = {}
     calls = {}
     for product in dict.fromkeys(c.product for c in contenders):
@@ -155,7 +168,7 @@ def _section(
             error = relative_error(call(), problem.reference(c.product))
             if not error < c.tolerance:
                 raise RuntimeError(f"{c.name}: expected the reference's result, off by {error:.1e}")
-            memory = extra_memory(call)
+            memory = clock.extra_memory(call)
             rows[c.name] = {
                 "name": c.name,
                 "product": c.product,
@@ -164,7 +177,7 @@ def _section(
                 "extra_memory_bytes": memory,
             }
             calls[c.name] = call
-        timings = interleave(calls, repeats)
+        timings = interleave(calls, settings.repeats, clock=clock)
         for c in contenders:
             if c.name in timings:
                 timings[c.name] = timings[c.name].divided_by(c.n_vectors)
@@ -228,35 +241,45 @@ def _bandwidths(settings: BenchSettings) -> Iterator[dict[str, Any]]:
     for n_threads in settings.threads:
         for dim in settings.dims:
             with thread_section(n_threads):
-                yield {"threads": n_threads, "dim": dim, **bandwidth(dim)}
+                measured = bandwidth(dim, settings.device, clock_of(settings.device))
+            yield {"threads": n_threads, "dim": dim, **measured}
 
 
-def _hvp_overhead() -> dict[str, float]:
-    stream = _tiny_adjacency().stream(1)
-    values = torch.ones(2)
-    f = torch.ones(3, 16)
+def _hvp_overhead(device: torch.device) -> dict[str, float]:
+    stream = _tiny_adjacency(device).stream()
+    values = torch.ones_like(stream.edge, dtype=torch.float32)
+    f = torch.ones(3, 16, device=device)
     raw = getattr(torch.ops, native.namespace).pointwise_hvp.default
     arguments = (*stream.indices, values, values, f, f)
     return _overhead(lambda: raw(*arguments), lambda: ops.pointwise_hvp(*arguments))
 
 
-def _propagate_overhead() -> dict[str, float]:
-    a = _tiny_adjacency()
-    x = torch.ones(3, 16)
+def _propagate_overhead(device: torch.device) -> dict[str, float]:
+    a = _tiny_adjacency(device)
+    x = torch.ones(3, 16, device=device)
     alpha = torch.full((4,), 0.25, dtype=torch.float64)
     raw = getattr(torch.ops, native.namespace).propagate.default
-    arguments = (a.rowptr, a.neighbor, torch.ones(3), x, alpha)
+    arguments = (a.rowptr, a.neighbor, torch.ones(3, device=device), x, alpha)
     return _overhead(lambda: raw(*arguments), lambda: ops.propagate(*arguments))
 
 
-def _tiny_adjacency() -> Adjacency:
-    return Adjacency.from_pairs(torch.tensor([0, 1]), torch.tensor([0, 0]), 2, 1)
+def _tiny_adjacency(device: torch.device) -> Adjacency:
+    user, item = (torch.tensor(ids, device=device) for ids in ([0, 1], [0, 0]))
+    return Adjacency.from_pairs(user, item, 2, 1)
 
 
 def _overhead(raw: Callable[[], object], wrapped: Callable[[], object]) -> dict[str, float]:
-    """Microseconds of a call of the op in torch.ops, and of its wrapper in ifru_ext.ops."""
+    """Microseconds of a call of the op in torch.ops, and of its wrapper in ifru_ext.ops.
+
+    On CUDA of its launches alone, as nothing waits for them.
+    """
     with thread_section(1):
         return {"raw": 1e6 * call_overhead(raw), "wrapper": 1e6 * call_overhead(wrapped)}
+
+
+def _gpu(device: torch.device) -> str | None:
+    """The GPU's name, where one is measured."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 @contextmanager

@@ -18,17 +18,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 __all__ = [
+    "CPU",
     "Call",
+    "Clock",
+    "CpuClock",
+    "CudaClock",
     "Timing",
     "bandwidth",
     "call_overhead",
+    "clock_of",
     "extra_memory",
     "interleave",
     "n_cores",
@@ -37,6 +42,8 @@ __all__ = [
 ]
 
 Call = Callable[[], Tensor]
+
+CPU = torch.device("cpu")
 
 _LEAST_CALLS = 3
 _PATIENCE = 8.0  # seconds after which a contender with enough calls sits out
@@ -77,24 +84,98 @@ class Timing:
         }
 
 
+class Clock(Protocol):
+    """What a call costs on a device."""
+
+    def time(self, call: Call) -> tuple[float, float]:
+        """Seconds of one call: on the wall, and of all threads' processors."""
+
+    def extra_memory(self, call: Call) -> int | None:
+        """Bytes by which one call raises the peak of the memory in use, its result included."""
+
+
+class CpuClock:
+    """Around the call. Allocation and release of what it returns belong to its time."""
+
+    def time(self, call: Call) -> tuple[float, float]:
+        """Seconds of one call."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        call()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    def extra_memory(self, call: Call) -> int | None:
+        """From the resident memory's own high-water mark; None where there is none."""
+        return extra_memory(call)
+
+
+class CudaClock:
+    """Events on the current stream around the call, after a sweep of the second-level cache.
+
+    Without the sweep, whoever comes after a call on the same rows would find them in the cache.
+
+    Args:
+        device: A CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._swept = torch.empty(2 * size, dtype=torch.int8, device=device)
+
+    def time(self, call: Call) -> tuple[float, float]:
+        """Seconds of one call; the wall's are the device's, launches that it waits for included."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._swept.zero_()
+        torch.cuda.synchronize(self._device)
+        cpu = time.process_time()
+        start.record()
+        call()
+        end.record()
+        cpu = time.process_time() - cpu
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, cpu
+
+    def extra_memory(self, call: Call) -> int:
+        """From torch's allocator."""
+        gc.collect()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        result = call()
+        torch.cuda.synchronize(self._device)
+        peak = torch.cuda.max_memory_allocated(self._device)
+        del result
+        return peak - before
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
 def interleave(
-    calls: Mapping[str, Call], repeats: int, *, min_seconds: float = 1.0
+    calls: Mapping[str, Call],
+    repeats: int,
+    *,
+    min_seconds: float = 1.0,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Times the calls in turn, one of each at a time, after one round that does not count.
 
     The order is drawn anew for each round: whoever always followed a call that sweeps the caches
-    would look slow. Allocation and release of what a call returns belong to its time. Rounds go on
-    until there were `repeats` of them and `min_seconds` are over. Who has had three calls and eight
-    seconds sits out the rest: only very slow ones do.
+    would look slow. Rounds go on until there were `repeats` of them and `min_seconds` are over. Who
+    has had three calls and eight seconds sits out the rest: only very slow ones do.
 
     Args:
         calls: By name.
         repeats: Number of rounds at least.
         min_seconds: Of all calls together.
+        clock: Of the device; the CPU's by default.
 
     Returns:
         By name.
     """
+    clock = CpuClock() if clock is None else clock
     timings = {name: Timing() for name in calls}
     for call in calls.values():
         call()
@@ -109,10 +190,9 @@ def interleave(
             timing = timings[name]
             if len(timing.wall) >= _LEAST_CALLS and sum(timing.wall) > _PATIENCE:
                 continue
-            cpu, wall = time.process_time(), time.perf_counter()
-            call()
-            timing.wall.append(time.perf_counter() - wall)
-            timing.cpu.append(time.process_time() - cpu)
+            wall, cpu = clock.time(call)
+            timing.wall.append(wall)
+            timing.cpu.append(cpu)
     return timings
 
 
@@ -196,7 +276,7 @@ def call_overhead(call: Callable[[], object], n_calls: int = 2000, repeats: int 
     return statistics.median(seconds[1:])
 
 
-def bandwidth(dim: int) -> dict[str, float]:
+def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
     """What the memory gives torch itself, in GB/s, with the threads in force.
 
     `copy_gb_s`: from one array to another, bytes read and bytes written counted. `gather_gb_s`:
@@ -205,18 +285,20 @@ def bandwidth(dim: int) -> dict[str, float]:
 
     Args:
         dim: d.
+        device: Whose memory.
+        clock: Of the device.
     """
-    source = torch.ones(_BANDWIDTH_BYTES // 4)
+    source = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
     target = torch.empty_like(source)
     table = source.view(-1)[: source.numel() // dim * dim].view(-1, dim)
     n_rows = table.shape[0]
-    index = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0)).int()
-    offset = torch.arange(0, n_rows, 1024, dtype=torch.int32)
+    index = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0)).int().to(device)
+    offset = torch.arange(0, n_rows, 1024, dtype=torch.int32, device=device)
     calls: dict[str, Call] = {
         "copy": lambda: target.copy_(source),
         "gather": lambda: embedding_bag(index, table, offset, mode="sum"),
     }
-    timings = interleave(calls, _BANDWIDTH_REPEATS, min_seconds=0.0)
+    timings = interleave(calls, _BANDWIDTH_REPEATS, min_seconds=0.0, clock=clock)
     return {
         "copy_gb_s": 2 * 4 * source.numel() / timings["copy"].median / 1e9,
         "gather_gb_s": 4 * table.numel() / timings["gather"].median / 1e9,

@@ -1,11 +1,12 @@
 // Stands in for CUDA's header of this name: a kernel's source, included after it, compiles as plain
 // C++ and runs on the scheduler beside it. What no kernel uses is left out, so that its first use
-// does not compile: dynamic shared memory, atomics, asynchronous copies, inline PTX, 16-bit types.
+// does not compile: dynamic shared memory, atomics, asynchronous copies, inline PTX.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <tuple>
 #include <type_traits>
 
@@ -61,6 +62,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : simt::last_error();
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 // --- synchronisation and warp collectives --------------------------------------------------------

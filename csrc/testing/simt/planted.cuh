@@ -27,6 +27,31 @@ __global__ void swap_in_warp(float* out) {
   out[threadIdx.x] = value[threadIdx.x ^ 1];
 }
 
+constexpr int kTeam = 8;
+
+// Teams of a warp sum their lanes as often as they have a number, each by shuffles of its own; the
+// warp then comes together.
+__global__ void teams_apart(float* out) {
+  const int team = threadIdx.x % 32 / kTeam;
+  const unsigned mask = 0xffu << (team * kTeam);
+  float sum = 1.0f;
+  for (int round = 0; round < team; ++round) {
+    for (int bit = kTeam / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(mask, sum, bit);
+  }
+  out[threadIdx.x] = __any_sync(~0u, team == 3) ? sum : 0.0f;
+}
+
+// The same, but one lane of a team leaves early.
+__global__ void team_loses_a_lane(float* out) {
+  const int team = threadIdx.x % 32 / kTeam;
+  const unsigned mask = 0xffu << (team * kTeam);
+  float sum = 1.0f;
+  for (int round = 0; round < (threadIdx.x == 20 ? team - 1 : team); ++round) {
+    sum += __shfl_xor_sync(mask, sum, 1);
+  }
+  out[threadIdx.x] = __any_sync(~0u, team == 3) ? sum : 0.0f;
+}
+
 __global__ void race_in_shared(float* out) {
   __shared__ float value[kBlock];
   value[threadIdx.x] = 0.0f;

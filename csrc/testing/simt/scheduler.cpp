@@ -1,5 +1,9 @@
+// Jumps lead from one stack to another, which a fortified longjmp takes for an attack.
+#undef _FORTIFY_SOURCE
+
 #include "scheduler.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -31,8 +35,14 @@ constexpr unsigned kMaxThreads = 1024;
 
 enum class State { kReady, kAtBarrier, kInCollective, kDone };
 
+struct Context {
+  ucontext_t first;
+  jmp_buf later;
+  bool entered = false;
+};
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
   Dim3 thread;
   State state = State::kReady;
@@ -42,7 +52,7 @@ struct Fiber {
 struct Scheduler {
   std::vector<Fiber> fibers;
   std::vector<unsigned> turns;  // of the fibers
-  ucontext_t context;
+  Context context{{}, {}, true};
   Fiber* running = nullptr;
   Call call{};
   std::string error;
@@ -53,18 +63,23 @@ struct Scheduler {
 };
 Scheduler scheduler;
 
-// AddressSanitizer wants to know which stack comes next.
-void switch_context(ucontext_t* from, ucontext_t* to, [[maybe_unused]] const void* stack,
-                    [[maybe_unused]] size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
+// AddressSanitizer wants to know which stack comes next.
+void switch_context(Context* from, Context* to, const void* stack, size_t bytes) {
   void* frames = nullptr;
   __sanitizer_start_switch_fiber(&frames, stack, bytes);
-  swapcontext(from, to);
+  swapcontext(&from->first, &to->first);
   __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
-#else
-  swapcontext(from, to);
-#endif
 }
+#else
+// swapcontext saves the signal mask, by two system calls; it is needed once, to get on the stack.
+void switch_context(Context* from, Context* to, const void*, size_t) {
+  if (_setjmp(from->later) != 0) return;
+  if (to->entered) _longjmp(to->later, 1);
+  to->entered = true;
+  setcontext(&to->first);
+}
+#endif
 
 void suspend() {
   switch_context(&scheduler.running->context, &scheduler.context, scheduler.stack,
@@ -101,11 +116,13 @@ void make_fibers(Dim3 block, unsigned count) {
     fiber.thread = Dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     scheduler.turns[i] = scheduler.order == Order::kReverse ? count - 1 - i : i;
     if (fiber.stack == nullptr) fiber.stack.reset(new char[kStackBytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    fiber.context.entered = false;
+    ucontext_t& first = fiber.context.first;
+    getcontext(&first);
+    first.uc_stack.ss_sp = fiber.stack.get();
+    first.uc_stack.ss_size = kStackBytes;
+    first.uc_link = nullptr;
+    makecontext(&first, fiber_main, 0);
   }
 }
 
@@ -245,11 +262,15 @@ void collective(const Collective& request) {
       fail("inactive lane: " + text(request) + " names lane " + std::to_string(lane) +
            ", which has returned");
     }
-    if (other.state != State::kInCollective) {
-      complete = false;
-    } else if (other.request.kind != request.kind || other.request.mask != request.mask ||
-               other.request.site.line != request.site.line) {
-      fail("divergent warp: " + text(request) + " meets " + text(other.request) + " of lane " +
+    const Collective& theirs = other.request;
+    const bool waits = other.state == State::kInCollective;
+    const bool meets = waits && theirs.kind == request.kind && theirs.mask == request.mask &&
+                       theirs.site.line == request.site.line;
+    if (meets) continue;
+    // A lane that waits for other lanes may still come here; one that waits for this lane cannot.
+    complete = false;
+    if (waits && (theirs.mask >> (thread % kWarpSize) & 1) != 0) {
+      fail("divergent warp: " + text(request) + " meets " + text(theirs) + " of lane " +
            std::to_string(lane));
     }
   }

@@ -45,6 +45,10 @@ void check_good_kernels() {
   DeviceArray<float> swapped(kBlock);
   CHECK(error_of_launch(swap_in_warp, 1, kBlock, swapped.data()).empty());
   for (int k = 0; k < kBlock; ++k) CHECK(swapped.host()[k] == float(k ^ 1));
+
+  DeviceArray<float> powers(kBlock);
+  CHECK(error_of_launch(teams_apart, 1, kBlock, powers.data()).empty());
+  for (int k = 0; k < kBlock; ++k) CHECK(powers.host()[k] == std::pow(8.0f, k % 32 / kTeam));
 }
 
 // Found by the scheduler, in every build.
@@ -58,6 +62,7 @@ void check_planted_waits() {
   check_diagnosis(run(shuffle_after_return), "", "shuffle at planted.cuh");
   check_diagnosis(run(shuffle_in_branch), "deadlock", "waits for lanes that never come");
   check_diagnosis(run(shuffles_at_two_lines), "divergent warp", "meets shuffle at planted.cuh");
+  check_diagnosis(run(team_loses_a_lane), "divergent warp", "planted.cuh");
   check_diagnosis(run(shuffle_from_outside), "inactive lane", "reads lane 20");
   check_diagnosis(run(mask_without_self), "mask", "lacks the caller's lane");
   check_diagnosis(error_of_launch(swap_in_warp, 1, 20, out.data()), "inactive lane",

@@ -1,9 +1,26 @@
-// simt_* [fwd | rev | rand:SEED]
+// simt_* [fwd | rev | rand:SEED [TEST...]]: all tests by default.
 #include <cstdlib>
 #include <cstring>
 
 #include "scheduler.h"
 #include "tests.h"
+
+namespace {
+
+struct Test {
+  const char* name;
+  void (*run)();
+};
+
+// The quickest first: a mutant is dropped at its first failure.
+constexpr Test kTests[] = {
+    {"emulation", ifru::test::test_emulation},     {"propagate", ifru::test::test_propagate},
+    {"diagonal", ifru::test::test_diagonal},       {"vector", ifru::test::test_vector},
+    {"derivatives", ifru::test::test_derivatives}, {"pairwise", ifru::test::test_pairwise},
+    {"product", ifru::test::test_product},
+};
+
+}  // namespace
 
 int main(int argc, char** argv) {
   const char* schedule = argc > 1 ? argv[1] : "fwd";
@@ -15,10 +32,12 @@ int main(int argc, char** argv) {
     std::printf("schedule: expected fwd, rev or rand:SEED, got '%s'\n", schedule);
     return 2;
   }
-  ifru::test::test_emulation();
-  ifru::test::test_propagate();
-  ifru::test::test_vector();
+  for (const Test& test : kTests) {
+    bool wanted = argc <= 2;
+    for (int k = 2; k < argc; ++k) wanted |= std::strcmp(argv[k], test.name) == 0;
+    if (wanted) test.run();
+  }
   const int failed = ifru::test::failures;
   std::printf("%s: %d passed, %d failed\n", schedule, ifru::test::checks - failed, failed);
-  return failed == 0 ? 0 : 1;
+  return failed == 0 && ifru::test::checks > 0 ? 0 : 1;
 }

@@ -5,36 +5,13 @@
 
 #include "../../kernels/cuda/propagate.cuh"
 #include "device_array.h"
+#include "graph.h"
 #include "tests.h"
 
 namespace ifru::test {
 namespace {
 
 using simt::DeviceArray;
-
-template <class I>
-struct Graph {
-  std::vector<int64_t> rowptr = {0};
-  std::vector<I> neighbor;
-
-  int64_t n_nodes() const { return static_cast<int64_t>(rowptr.size()) - 1; }
-  int64_t n_entries() const { return static_cast<int64_t>(neighbor.size()); }
-};
-
-// Rows of the given lengths, whose neighbours are drawn with repetition. The kernels do not ask for
-// symmetry.
-template <class I>
-Graph<I> make_graph(const std::vector<int64_t>& degrees) {
-  std::mt19937 random(7);
-  Graph<I> graph;
-  for (const int64_t degree : degrees) {
-    for (int64_t j = 0; j < degree; ++j) {
-      graph.neighbor.push_back(static_cast<I>(random() % degrees.size()));
-    }
-    graph.rowptr.push_back(graph.n_entries());
-  }
-  return graph;
-}
 
 struct Shape {
   std::vector<int64_t> degrees;
@@ -78,7 +55,7 @@ struct Problem {
   DeviceArray<int64_t> rowptr;
   DeviceArray<I> neighbor;
   DeviceArray<T> s_, x_, ridge_, v_, out, scratch, partial;
-  cuda::PropagateParams<T, I> params{};
+  cuda::Propagation<T, I> params{};
 
   Problem(const Shape& shape, const Graph<I>& g)
       : s(random_values<T>(g.n_nodes(), 1)),
@@ -104,7 +81,7 @@ struct Problem {
     params.v = shape.ridge ? v_.data() : nullptr;
     params.out = out.data();
     params.partial = partial.data();
-    params.n_nodes = g.n_nodes();
+    params.n_rows = g.n_nodes();
     params.n_entries = g.n_entries();
     params.d = shape.d;
   }
@@ -122,9 +99,6 @@ struct Problem {
     return s;
   }
 };
-
-template <class T>
-constexpr double kTolerance = sizeof(T) == 4 ? 1e-4 : 1e-12;
 
 template <class T, class I>
 void check_shape(const Shape& shape) {

@@ -1,5 +1,6 @@
 // The vector updates of conjugate gradients against plain double loops.
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "../../kernels/cuda/vector.cuh"
@@ -22,8 +23,8 @@ void check_dot(int64_t n, int64_t shift) {
   double expected = 0;
   for (int64_t k = shift; k < n + shift; ++k) expected += double(x[k]) * double(y[k]);
   DeviceArray<T> left(x), right(y);
-  DeviceArray<double> partial(cuda::n_chunks(n)), out(1);
   const auto run = [&](int64_t max_blocks) {
+    DeviceArray<double> partial(cuda::n_chunks(n)), out(1);
     cuda::dot(left.data() + shift, right.data() + shift, n, partial.data(), out.data(), nullptr,
               max_blocks);
     return out.host();
@@ -96,6 +97,7 @@ void check_all() {
     check_dot<T>(n, 0);
     check_dot<T>(n, 1);
   }
+  check_dot<T>(40 * cuda::kChunk, 0);  // more chunks than a warp has lanes
   for (const int64_t d : {1, 7, 16, 48, 64, 100, 5000}) {
     for (const int64_t n_rows : {1, 3, 70}) {
       if (n_rows * d > 50000) continue;
@@ -109,11 +111,32 @@ void check_all() {
   check_cg<T>(16, 0, true);
 }
 
+// More columns than 32 bits count are refused, before anything is read.
+void check_wide() {
+  const auto refused = [](const auto& call) {
+    try {
+      call();
+    } catch (const std::runtime_error&) {
+      return true;
+    }
+    return false;
+  };
+  cuda::CgUpdateParams<float> params{};
+  DeviceArray<double> dots(2);
+  params.d = cuda::kMaxColumns;
+  CHECK(!refused([&] { cuda::cg_update(params, dots.data(), nullptr); }));
+  CHECK(!refused([&] { cuda::cg_direction<float>({}, {}, {}, {}, 0, params.d, nullptr); }));
+  ++params.d;
+  CHECK(refused([&] { cuda::cg_update(params, dots.data(), nullptr); }));
+  CHECK(refused([&] { cuda::cg_direction<float>({}, {}, {}, {}, 0, params.d, nullptr); }));
+}
+
 }  // namespace
 
 void test_vector() {
   check_all<float>();
   check_all<double>();
+  check_wide();
 }
 
 }  // namespace ifru::test

@@ -8,6 +8,10 @@ namespace ifru::test {
 
 void test_emulation();
 void test_propagate();
+void test_product();
 void test_vector();
+void test_derivatives();
+void test_diagonal();
+void test_pairwise();
 
 }  // namespace ifru::test
