@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ifru_ext.anchored import AnchoredObjective
 from ifru_ext.lanczos import spectral_filter
-from ifru_ext.newton import VALUE_ROUNDING, trust_region_newton
+from ifru_ext.newton import trust_region_newton, value_rounding
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator, LinearOperator
 from ifru_ext.solvers import SolveReason, SolveResult, cg, norm
 
@@ -182,7 +181,7 @@ def newton_steps(
         if inner.num_iters == 0:
             break
         candidate = psi.at(x + inner.x)
-        rounding = VALUE_ROUNDING * torch.finfo(x.dtype).eps * max(1.0, abs(point.value))
+        rounding = value_rounding(point.value, x.dtype)
         if not candidate.value <= point.value + rounding:  # NaN as well
             radius = norm(inner.x) / 2
             break

@@ -7,6 +7,7 @@ left of its gradient: the certificate of equation (12).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
 from ifru_ext.minimize import Solution, filter_step, influence_step, newton_steps
 from ifru_ext.models import RecommenderModel
+from ifru_ext.newton import value_rounding
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
 from ifru_ext.pruning import Pruning
@@ -59,6 +61,7 @@ _OPERATORS: dict[Curvature, type[GaussNewtonOperator] | type[HessianOperator]] =
 }
 _MAX_ITERATIONS = 500
 _MAX_NEWTON_STEPS = 50
+_SMALLEST_STEP = 2.0**-20
 # The solution itself first.
 _STRENGTHS = (1.0, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5)
 
@@ -70,7 +73,7 @@ class UnlearnResult:
     Attributes:
         model: The new model, on the new graph.
         solve: What the solver did; its x is the change [S, d] of the rows solved for, before it is
-            multiplied by a strength.
+            cut or multiplied by a strength.
         report: The numbers.
     """
 
@@ -238,12 +241,14 @@ def unlearn(
                     maxiter=_MAX_ITERATIONS if maxiter is None else maxiter,
                     callback=callback,
                 )
+                if p.regime is not Regime.EARLY_STOPPED:
+                    solution = _descending(psi, solution, reasons)
 
     x = solution.x
     if validation is not None:
         with p.phase("validation"):
-            strength = _strength(psi, solution.solve.x, validation, removal.objective)
-            x = psi.x0 + strength * solution.solve.x
+            strength = _strength(psi, solution.x - psi.x0, validation, removal.objective)
+            x = psi.x0 + strength * (solution.x - psi.x0)
         reasons.append(
             f"strength {strength:g}: least loss on {len(validation)} validation rows; their labels "
             "were used"
@@ -388,6 +393,22 @@ class _Undo:
         else:
             return None
         return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
+
+
+def _descending(psi: AnchoredObjective, solution: Solution, reasons: list[str]) -> Solution:
+    """The step, halved until it does not raise Psi.
+
+    The Gauss-Newton matrix does not see how far a rotation of the embeddings goes: of many requests
+    in a row, each would go on from what the last one overshot.
+    """
+    delta, shrink = solution.x - psi.x0, 1.0
+    highest = psi.start.value + value_rounding(psi.start.value, delta.dtype)
+    while shrink > _SMALLEST_STEP and not psi.at(psi.x0 + shrink * delta).value <= highest:
+        shrink /= 2
+    if shrink == 1.0:
+        return solution
+    reasons.append(f"step cut to {shrink:g}: in full it would raise the objective")
+    return dataclasses.replace(solution, x=psi.x0 + shrink * delta)
 
 
 def _strength(
