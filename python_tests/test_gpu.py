@@ -15,14 +15,18 @@ from problems import make_problem
 from test_ops import OPS, PRODUCTS, RTOL, SHAPES, as_tuple, op_arguments, scalar, vectors
 
 from ifru_ext import (
+    BlockJacobiPreconditioner,
     Forget,
     GaussNewtonOperator,
     HessianOperator,
     Interactions,
+    JacobiPreconditioner,
+    NystromPreconditioner,
     cg,
     functional,
     ops,
     reference,
+    row_jacobi,
     unlearn,
 )
 
@@ -417,6 +421,29 @@ def test_cg_solves_as_on_the_cpu(kind, check_every):
     expected = cg(there, b, rtol=1e-10, M=there.ridge_inverse)
     assert result.converged
     assert expected.converged
+    torch.testing.assert_close(result.x.cpu(), expected.x, rtol=1e-8, atol=1e-8)
+
+
+PRECONDITIONERS = (
+    row_jacobi,
+    JacobiPreconditioner,
+    BlockJacobiPreconditioner,
+    NystromPreconditioner,
+)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", PRECONDITIONERS)
+def test_preconditioners_are_made_on_the_device(make, kind, rows):
+    here, there = (
+        make_operator(GaussNewtonOperator, d, kind=kind, rows=rows) for d in ("cuda", "cpu")
+    )
+    b = normal(there)
+    result = cg(here, b.cuda(), rtol=1e-10, M=make(here))
+    expected = cg(there, b, rtol=1e-10, M=make(there), check_every=10)
+    assert result.converged
+    assert result.num_iters == expected.num_iters
     torch.testing.assert_close(result.x.cpu(), expected.x, rtol=1e-8, atol=1e-8)
 
 
