@@ -156,7 +156,7 @@ def short(mangled: str) -> str:
         if c == "(" and depth == 0:
             end = k
             break
-    return text[:end].replace("ifru::cuda::", "").replace(" >", ">")
+    return text[:end].replace("ifru::cuda::", "").replace("ifru::", "").replace(" >", ">")
 
 
 def blocks_of(ptx: str) -> Iterator[tuple[str, int]]:

@@ -38,7 +38,7 @@ def _rows(entry: Callable[[int], int], row: Callable[[int], int]) -> Callable[[i
 KERNELS = (
     Kernel(
         "`propagate`, a layer",
-        "sum_rows<Propagate<float, int>, Layout<4, 16",
+        "sum_rows<Propagation<float, int>, Layout<4, 16",
         _rows(lambda d: 4 * d + 4, lambda d: 8 * d + 12),
     ),
     Kernel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["cg_text", "hvp_text", "propagate_text"]
+__all__ = ["cg_text", "hvp_text", "propagate_text", "unlearn_text"]
 
 
 def hvp_text(report: dict[str, Any]) -> str:
@@ -64,6 +64,109 @@ def cg_text(report: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{_machine(report)}"
 
 
+# Utility beyond this below retraining counts as lost.
+_LOST = 0.001
+
+
+def unlearn_text(report: dict[str, Any]) -> str:
+    """Every request by `method="auto"`: what is left to retraining, and how many times faster.
+
+    Then the requests in a row, and the sentences around.
+    """
+    head = ("data, model", "request", "loss on forgotten rows", "&#124;Δp&#124; there")
+    head += ("on test rows", "MIA", "test AUC", "NDCG@20", "residual", "ms", "times faster")
+    head += ("verdict", "one influence step")
+    rows, sequential = [], []
+    for section in report["sections"]:
+        name = f"{section['data']}, {section['model']}"
+        row = next(m for m in section["methods"] if m["method"] == "auto")
+        if section["request"] == "sequential":
+            sequential.append(_in_a_row(name, section, row))
+            continue
+        request = f"{section['request']}{' flipped' * section['flipped']}"
+        rows.append((name, request, *_cells(row), _one_step(section, row)))
+    return "\n\n".join(
+        part for part in (_table(head, rows), "\n".join(sequential), _unlearn_notes(report)) if part
+    )
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Before, after, retrained; and what a person waits."""
+    before, after, target = (
+        row["verification"][name] for name in ("original", "unlearned", "retrained")
+    )
+    residual = row["unlearning"]["residual"]
+    verdict = row["verification"]["completeness"]["verdict"].replace("_", "-")
+    return (
+        _three(before, after, target, "forget_loss", 2),
+        _three(before, after, target, "distance_forget", 4),
+        _three(before, after, target, "distance_test", 4),
+        _three(before, after, target, "membership", 2),
+        _utility(after, target, "test_auc"),
+        _utility(after, target, "ndcg"),
+        f"{residual:.0e}" if residual < 0.01 else f"{residual:.2f}",
+        f"{1e3 * row['cpu_seconds']:.0f}",
+        _faster(row),
+        verdict if verdict == "complete" else f"**{verdict}**",
+    )
+
+
+def _faster(row: dict[str, Any]) -> str:
+    """Bold where retraining is not slower."""
+    text = _ratio(row["times_faster_cpu"])
+    return text if row["times_faster_cpu"] > 1 else f"**{text}**"
+
+
+def _one_step(section: dict[str, Any], row: dict[str, Any]) -> str:
+    """Distance on the forgotten rows and times faster, where Newton's steps were taken instead."""
+    step = next((m for m in section["methods"] if m["method"] == "influence"), None)
+    if step is None or row["unlearning"]["method"] == "influence":
+        return ""
+    left = step["verification"]["unlearned"]["distance_forget"]
+    return f"{left:.4f}, {_ratio(step['times_faster_cpu'])} times"
+
+
+def _three(
+    before: dict[str, Any], after: dict[str, Any], target: dict[str, Any], key: str, decimals: int
+) -> str:
+    return " → ".join(f"{q[key]:.{decimals}f}" for q in (before, after)) + (
+        f" ({target[key]:.{decimals}f})"
+    )
+
+
+def _utility(after: dict[str, Any], target: dict[str, Any], key: str) -> str:
+    """The value, and its difference to retraining: bold where it is lost."""
+    if after[key] is None or target[key] is None:
+        return ""
+    difference = after[key] - target[key]
+    text = f"{difference:+.4f}"
+    return f"{after[key]:.4f}, {f'**{text}**' if difference < -_LOST else text}"
+
+
+def _in_a_row(name: str, section: dict[str, Any], row: dict[str, Any]) -> str:
+    ratio = row["parts_forget"] / row["combined_forget"]
+    return (
+        f"- {name}: {section['n_parts']} requests in a row end {row['parts_forget']:.4f} from the "
+        f"retrained models on the forgotten rows, one request for all {row['combined_forget']:.4f} "
+        f"({ratio:.2f} times; the original {row['original_forget']:.4f})."
+    )
+
+
+def _unlearn_notes(report: dict[str, Any]) -> str:
+    e = report["sections"][0]["environment"]
+    seeds = sorted({section["seeds"] for section in report["sections"]})
+    return (
+        f"Before → after (retrained, mean of {' or '.join(map(str, seeds))}; its distances are "
+        "those of the retrained models to each other). Utility with its difference to the "
+        f"retrained models', bold where more than {_LOST} is lost. ms: processor time from the "
+        "request to the written model; times faster: than retraining with the same ops, likewise. "
+        "One influence step: distance on the forgotten rows, where Newton's steps are the default. "
+        "float32, "
+        f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}, {e['isa']}, torch {e['torch']}, "
+        "on a machine that did other work too."
+    )
+
+
 def _compared(
     report: dict[str, Any],
 ) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
@@ -106,9 +209,12 @@ def _machine(report: dict[str, Any]) -> str:
     )
 
 
+_LEFT = ("shape", "strongest in torch", "data, model", "request", "verdict")
+
+
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Markdown; the first column and names to the left, numbers to the right."""
-    rule = "|".join("---" if name in ("shape", "strongest in torch") else "---:" for name in head)
+    rule = "|".join("---" if name in _LEFT else "---:" for name in head)
     lines = [f"| {' | '.join(head)} |", f"|{rule}|"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 

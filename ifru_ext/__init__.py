@@ -5,10 +5,11 @@ Importing the package loads the compiled libraries, compiles nothing and touches
 """
 
 from ifru_ext._native import native
+from ifru_ext.anchored import Anchor
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.ids import IdMap
-from ifru_ext.influence import UnlearnReport, UnlearnResult, unlearn
+from ifru_ext.influence import influence
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import load_model, save_model
@@ -16,18 +17,23 @@ from ifru_ext.lanczos import LanczosResult, lanczos_apply, spectral_filter
 from ifru_ext.models import LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
+from ifru_ext.planning import Plan, plan
 from ifru_ext.preconditioners import (
     BlockJacobiPreconditioner,
     JacobiPreconditioner,
     NystromPreconditioner,
     row_jacobi,
 )
+from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason, SolveResult, cg, cg_batch, minres, steihaug
 from ifru_ext.train import polish, train
+from ifru_ext.unlearning import UnlearnReport, UnlearnResult, unlearn
+from ifru_ext.verify import VerifyReport, verify
 
 __version__ = native.build["version"]
 
 __all__ = [
+    "Anchor",
     "BipartiteGraph",
     "BlockJacobiPreconditioner",
     "Forget",
@@ -41,16 +47,21 @@ __all__ = [
     "MatrixFactorization",
     "NystromPreconditioner",
     "Objective",
+    "Plan",
+    "Pruning",
     "SolveReason",
     "SolveResult",
     "UnlearnReport",
     "UnlearnResult",
+    "VerifyReport",
     "cg",
     "cg_batch",
+    "influence",
     "lanczos_apply",
     "load_model",
     "minres",
     "native",
+    "plan",
     "polish",
     "read_interactions",
     "row_jacobi",
@@ -59,4 +70,5 @@ __all__ = [
     "steihaug",
     "train",
     "unlearn",
+    "verify",
 ]

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ifru_ext import datasets
 from ifru_ext._native import native
+from ifru_ext.anchored import Anchor
 from ifru_ext.bench.command import bench
 from ifru_ext.demo import DemoResult, DemoSettings, run_demo
 from ifru_ext.environment import environment
@@ -35,15 +36,17 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.files import write_atomic
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
-from ifru_ext.influence import UnlearnReport, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import StoredModel, load_model, save_model
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
+from ifru_ext.planning import Plan, plan
+from ifru_ext.pruning import Pruning
 from ifru_ext.report.picture import demo_picture
 from ifru_ext.solvers import SolveReason
 from ifru_ext.train import TrainProgress, train
+from ifru_ext.unlearning import UnlearnReport, unlearn
 
 __all__ = ["run"]
 
@@ -299,13 +302,37 @@ def _print_demo(result: DemoResult, folder: Path) -> None:
     )
 
 
-def _print_solve(report: UnlearnReport) -> None:
+def _print_solve(report: UnlearnReport, residual_all: float | None = None) -> None:
+    steps = "Newton steps" if report.method == "newton" else "iterations"
     out.print(
-        f"Solver: {report.solve_iterations} iterations, relative residual "
-        f"{report.solve_residual:.1e} ({report.solve_reason})."
+        f"Method {report.method}: {report.solve_iterations} {steps}, {report.solve_matvecs} "
+        f"products ({report.solve_reason})."
     )
-    out.print(f"Residual after the step: {report.residual:.3f} of |g|. {report.certificate}")
+    everywhere = "" if residual_all is None else f", over all rows {residual_all:.2g}"
+    out.print(
+        f"Residual: {report.residual:.2g} of |g| over the {report.n_rows} rows solved for"
+        f"{everywhere}. {report.certificate}"
+    )
     for reason in report.reasons:
+        out.print(f"Chosen: {reason}.")
+
+
+def _print_plan(planned: Plan, as_json: bool) -> None:
+    if as_json:
+        _print_json(planned.to_json())
+        return
+    out.print(
+        f"Would forget {planned.n_forgotten} of {planned.n_interactions} rows by method "
+        f"{planned.method}, and change {planned.n_rows} users and items; "
+        f"{planned.n_rows_left_out} are left out. {planned.erased_users} users and "
+        f"{planned.erased_items} items are left without data."
+    )
+    out.print(
+        f"A product visits {planned.n_entries} entries and took "
+        f"{1e3 * planned.seconds_per_product:.2f} ms; with about {planned.products} of them it "
+        f"takes about {planned.seconds:.2g} s and {planned.bytes / 1e6:.3g} MB."
+    )
+    for reason in planned.reasons:
         out.print(f"Chosen: {reason}.")
 
 
@@ -387,7 +414,9 @@ def train_command(
 def unlearn_command(
     model: Annotated[Path, typer.Argument(help="Folder of the trained model.")],
     data: DataArgument,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the new model.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the new model; not with --plan.")
+    ] = None,
     users: Annotated[list[str] | None, typer.Option(help=f"Users to forget: {_IDS_HELP}")] = None,
     items: Annotated[list[str] | None, typer.Option(help=f"Items to forget: {_IDS_HELP}")] = None,
     rows: Annotated[Path | None, typer.Option(help="File of rows (user, item) to forget.")] = None,
@@ -398,6 +427,23 @@ def unlearn_command(
     item_column: ItemColumn = "item",
     label_column: LabelColumn = None,
     threshold: Threshold = None,
+    method: Annotated[
+        Literal["auto", "newton", "influence"], typer.Option(help="How to unlearn.")
+    ] = "auto",
+    hops: Annotated[
+        int | None,
+        typer.Option(help="Change only rows within so many hops of what is forgotten."),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(help="Share of each hop beyond the first that may change.")
+    ] = 1.0,
+    erase: Annotated[
+        Literal["zero", "mean"], typer.Option(help="What a row without data becomes.")
+    ] = "zero",
+    plan_only: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be done and what it takes; write nothing."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Forgets users, items, rows or what is old, without retraining.
@@ -408,6 +454,12 @@ def unlearn_command(
 
     Example: ifru unlearn model ratings.csv --threshold 4 --users 17,42 --out model-without
     """
+    if keep != 1.0 and hops is None:
+        raise InputError("--keep: expected together with --hops, got it alone")
+    if (folder is None) != plan_only:
+        raise InputError(
+            "--out, --plan: expected one of them, got " + ("both" if folder else "none")
+        )
     stored = load_model(model)
     interactions = read_interactions(
         data,
@@ -427,12 +479,23 @@ def unlearn_command(
         items=_ids("--items", items or [], stored.item_ids),
         before=before,
     )
+    options: dict[str, Any] = {
+        "objective": stored.objective,
+        "method": method,
+        "pruning": None if hops is None else Pruning(hops, keep),
+        "erase": erase,
+        "anchor": stored.anchor,
+    }
+    if folder is None:
+        _print_plan(plan(stored.model, interactions, forget, **options), as_json)
+        return
     with _output_folder(folder):
-        result = unlearn(stored.model, interactions, forget, objective=stored.objective)
+        result = unlearn(stored.model, interactions, forget, **options)
         _check_solved(result.report)
-        report = result.report.to_json()
+        # A person waits for the file to be read anyway: the residual over all rows is worth it.
+        report = {**result.report.to_json(), "residual_all": result.certify()}
         kept = result.model, stored.objective, result.retained
-        _write(folder, *kept, {"report.json": _json(report)})
+        _write(folder, *kept, {"report.json": _json(report)}, result.anchor)
     if as_json:
         _print_json(report)
     else:
@@ -441,7 +504,7 @@ def unlearn_command(
             f"{result.report.seconds['total']:.3f} s; written to {folder}",
             markup=False,
         )
-        _print_solve(result.report)
+        _print_solve(result.report, report["residual_all"])
     if not result.solve.converged:
         raise typer.Exit(_NOT_CONVERGED)
 
@@ -533,13 +596,14 @@ def _write(
     objective: Objective,
     data: Interactions,
     files: dict[str, bytes],
+    anchor: Anchor | None = None,
 ) -> None:
     """Writes a model, then what belongs to it.
 
     Raises:
         OSError: The text says what is written already.
     """
-    save_model(folder, model, objective, data)
+    save_model(folder, model, objective, data, anchor)
     name = ""
     try:
         for name, content in files.items():

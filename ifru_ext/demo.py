@@ -19,11 +19,11 @@ from ifru_ext.datasets import train_test_split
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.forget import Forget
-from ifru_ext.influence import UnlearnReport, unlearn
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.train import TrainProgress, TrainResult, train
+from ifru_ext.unlearning import UnlearnReport, unlearn
 from ifru_ext.verify import Comparison, compare, distance
 
 __all__ = ["DemoResult", "DemoRow", "DemoSettings", "run_demo"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +110,21 @@ class Forget:
             )
         return mask
 
+    def __or__(self, other: Forget) -> Forget:
+        """What either asks for: several requests as one, which are then solved for together.
+
+        Raises:
+            InputError: One names rows by a mask and the other by indices, or both by masks of
+                different lengths.
+        """
+        rows = _both(self.interactions, other.interactions, _union_of_rows)
+        return Forget(
+            interactions=rows,
+            users=_both(self.users, other.users, lambda a, b: torch.cat([a, b])),
+            items=_both(self.items, other.items, lambda a, b: torch.cat([a, b])),
+            before=_both(self.before, other.before, max),
+        )
+
     def describe(self, data: Interactions | None = None) -> dict[str, int | float]:
         """What is asked for, for a report: counts, and the time, but no id.
 
@@ -153,6 +170,23 @@ class Forget:
 
     def __repr__(self) -> str:
         return f"Forget({', '.join(f'{k}: {v}' for k, v in self.describe().items())})"
+
+
+_T = TypeVar("_T")
+
+
+def _both(a: _T | None, b: _T | None, join: Callable[[_T, _T], _T]) -> _T | None:
+    """Both joined, or the one that there is."""
+    return b if a is None else a if b is None else join(a, b)
+
+
+def _union_of_rows(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype != b.dtype or (a.dtype == torch.bool and a.shape != b.shape):
+        kinds = " and ".join(
+            f"a mask of {x.numel()}" if x.dtype == torch.bool else "indices" for x in (a, b)
+        )
+        raise InputError(f"forget: interactions: expected two masks or two lists, got {kinds}")
+    return a | b if a.dtype == torch.bool else torch.cat([a, b])
 
 
 def _finite_number(name: str, value: object) -> float:

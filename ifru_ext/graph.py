@@ -37,12 +37,7 @@ class BipartiteGraph:
     @classmethod
     def from_interactions(cls, data: Interactions) -> BipartiteGraph:
         """The graph of the positive interactions (label > 0.5) of `data`."""
-        positive = data.positive
-        return cls(
-            Adjacency.from_pairs(
-                data.user[positive], data.item[positive], data.n_users, data.n_items
-            )
-        )
+        return cls(data.positive_adjacency)
 
     def to(self, device: torch.device | str) -> BipartiteGraph:
         """The same graph on a device, "cpu" or "cuda"; itself if it is there.

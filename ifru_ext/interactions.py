@@ -15,10 +15,34 @@ from ifru_ext.columns import ArrayLike, as_ids, as_numbers, as_row_selection
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
+from ifru_ext.triples import Triples
 
-__all__ = ["Interactions"]
+__all__ = ["Interactions", "Omitted"]
 
-_COLUMNS = ("user", "item", "label", "weight", "timestamp")
+
+@dataclass(frozen=True, eq=False)
+class Omitted:
+    """Rows of some interactions that do not count, without a new index of the rest.
+
+    Attributes:
+        rows: [k] int64, ascending.
+        kept: bool [n]: the other rows.
+        degree: [N] int64: the rows omitted at each node.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    degree: Tensor
+
+    @classmethod
+    def of(cls, data: Interactions, kept: Tensor) -> Omitted:
+        """From the mask of the rows that count."""
+        rows = (~kept).nonzero()[:, 0]
+        ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
+        return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
+
+
+_COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -38,6 +62,7 @@ class Interactions:
         n_items: Likewise of items.
         weight: [n] finite numbers >= 0 that multiply the loss of a row.
         timestamp: [n] finite numbers, in any unit.
+        negative: [n] or [n, k] item ids that a pairwise loss ranks below the row's item.
         user_ids: The original ids of the users, one per user.
         item_ids: The original ids of the items, one per item.
 
@@ -47,6 +72,7 @@ class Interactions:
         label: [n] float32.
         weight: [n] float32, or None.
         timestamp: [n] int64 if it came as integers, else float64; or None.
+        negative: [n, k] int64, or None.
         n_users: Number of users.
         n_items: Number of items.
         user_ids: Original ids, or None.
@@ -62,6 +88,7 @@ class Interactions:
     label: Tensor
     weight: Tensor | None
     timestamp: Tensor | None
+    negative: Tensor | None
     n_users: int
     n_items: int
     user_ids: IdMap | None
@@ -77,6 +104,7 @@ class Interactions:
         n_items: int | None = None,
         weight: ArrayLike | None = None,
         timestamp: ArrayLike | None = None,
+        negative: ArrayLike | None = None,
         user_ids: IdMap | None = None,
         item_ids: IdMap | None = None,
     ) -> None:
@@ -102,12 +130,15 @@ class Interactions:
                 raise InputError(
                     f"weight: expected numbers >= 0, got {float(weight[row]):g} in row {row}"
                 )
+        if negative is not None:
+            negative = _negatives(negative, user, n_items)
         self.__dict__.update(
             user=user,
             item=item.to(user.device),
             label=_labels(label, user),
             weight=weight,
             timestamp=None if timestamp is None else as_numbers("timestamp", timestamp, user, None),
+            negative=negative,
             n_users=n_users,
             n_items=n_items,
             user_ids=user_ids,
@@ -130,6 +161,11 @@ class Interactions:
         return self.label > 0.5
 
     @cached_property
+    def n_positive(self) -> int:
+        """Number of positive rows; counted once."""
+        return int(self.positive.sum())
+
+    @cached_property
     def first_label_outside_unit(self) -> int | None:
         """The first row whose label is outside [0, 1], or None; looked for once."""
         outside = ((self.label < 0) | (self.label > 1)).nonzero()
@@ -146,9 +182,88 @@ class Interactions:
         """All rows by user and by item, whatever their label; built once."""
         return Adjacency.from_pairs(self.user, self.item, self.n_users, self.n_items)
 
-    def degrees(self) -> Tensor:
-        """[N] int64: rows at each node, users first."""
-        return self.adjacency.degrees()
+    @cached_property
+    def positive_adjacency(self) -> Adjacency:
+        """The positive rows by user and by item; built once."""
+        if self.n_positive == len(self):
+            return self.adjacency
+        positive = self.positive
+        pairs = self.user[positive], self.item[positive]
+        return Adjacency.from_pairs(*pairs, self.n_users, self.n_items)
+
+    @property
+    def n_negatives(self) -> int:
+        """k, the negatives of each row."""
+        return 0 if self.negative is None else self.negative.shape[1]
+
+    @cached_property
+    def triples(self) -> Triples:
+        """Each row's user and item with each of its negatives, row by row; built once.
+
+        Raises:
+            InputError: There are no negatives.
+        """
+        return Triples.from_triples(*self._triples(slice(None)), self.n_users, self.n_items)
+
+    def triple_degrees(self, omitted: Omitted | None = None) -> Tensor:
+        """[N] int64: triples at each node, those of omitted rows left out."""
+        degree = self.triples.rowptr.diff()
+        if omitted is None:
+            return degree
+        user, item, negative = self._triples(omitted.rows)
+        ends = torch.cat([user, item + self.n_users, negative + self.n_users])
+        return degree - torch.bincount(ends, minlength=self.n_nodes)
+
+    def _triples(self, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        if self.negative is None:
+            raise InputError("negative: expected negatives in the data, got none")
+        k = self.n_negatives
+        user, item = (x[rows].repeat_interleave(k) for x in (self.user, self.item))
+        return user, item, self.negative[rows].flatten()
+
+    def with_negatives(self, k: int = 1, *, seed: int = 0) -> Interactions:
+        """The same rows with drawn negatives, recorded, so that a model can be unlearned by them.
+
+        Uniform among the items that the row's user has no row of.
+
+        Args:
+            k: Negatives of each row.
+            seed: Of the draw.
+
+        Raises:
+            InputError: `k` is not positive, or a user has a row of every item.
+        """
+        k, seed = as_integer("k", k, 1), as_integer("seed", seed, 0)
+        pairs = (self.user * self.n_items + self.item).unique()
+        own = torch.bincount(pairs // self.n_items, minlength=self.n_users)
+        if int(own.max()) >= self.n_items:
+            raise InputError(
+                f"data: expected users with items left to draw, got user {int(own.argmax())} with "
+                f"all {self.n_items}"
+            )
+        # The j-th item that a user has not: the items it has, less their rank, count those before.
+        user = self.user.repeat_interleave(k)
+        generator = torch.Generator().manual_seed(seed)
+        draw = torch.rand(user.shape, generator=generator, dtype=torch.float64)
+        n_free = self.n_items - own[user]
+        rank = (draw * n_free).long().minimum(n_free - 1)
+        first = own.cumsum(0) - own
+        position = torch.arange(len(pairs)) - first[pairs // self.n_items]
+        before = (pairs // self.n_items) * self.n_items + pairs % self.n_items - position
+        skipped = torch.searchsorted(before, user * self.n_items + rank, right=True) - first[user]
+        return self._with(negative=(rank + skipped).view(-1, k))
+
+    def degrees(self, nodes: Tensor | None = None, omitted: Omitted | None = None) -> Tensor:
+        """[N] int64: rows at each node, users first.
+
+        Args:
+            nodes: [S] node ids, for [S] degrees; all by default.
+            omitted: Rows that do not count.
+        """
+        degree = self.adjacency.degrees(nodes)
+        if omitted is None:
+            return degree
+        return degree - (omitted.degree if nodes is None else omitted.degree[nodes])
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.
@@ -162,13 +277,42 @@ class Interactions:
             InputError: The mask has another length, or an index is out of range.
         """
         selection = as_row_selection("rows", rows, len(self)).to(self.user.device)
-        return self._with(
+        if selection.dtype == torch.bool:  # once for all columns
+            selection = selection.nonzero()[:, 0]
+        other = self._with(
             user=self.user[selection],
             item=self.item[selection],
             label=self.label[selection],
             weight=None if self.weight is None else self.weight[selection],
             timestamp=None if self.timestamp is None else self.timestamp[selection],
+            negative=None if self.negative is None else self.negative[selection],
         )
+        if self.__dict__.get("first_label_outside_unit", 0) is None:
+            other.__dict__["first_label_outside_unit"] = None
+        return other
+
+    def compact(self) -> tuple[Tensor, Tensor, Interactions]:
+        """The same rows among their own users and items, numbered anew without gaps.
+
+        Returns:
+            The users and the items, negatives too, that stand in the rows, ascending, and the
+            interactions among them, without original ids.
+        """
+        users, user = self.user.unique(return_inverse=True)
+        columns = self.item[:, None]
+        if self.negative is not None:
+            columns = torch.cat([columns, self.negative], 1)
+        items, columns = columns.unique(return_inverse=True)
+        compact = self._with(
+            user=user,
+            item=columns[:, 0],
+            negative=None if self.negative is None else columns[:, 1:],
+            n_users=len(users),
+            n_items=len(items),
+            user_ids=None,
+            item_ids=None,
+        )
+        return users, items, compact
 
     def with_labels(self, label: ArrayLike | None) -> Interactions:
         """The same rows with other labels.
@@ -223,15 +367,30 @@ class Interactions:
         return self.user.numel()
 
     def __repr__(self) -> str:
-        extra = [name for name in ("weight", "timestamp") if getattr(self, name) is not None]
+        extra = [
+            name for name in ("weight", "timestamp", "negative") if getattr(self, name) is not None
+        ]
         more = f", with {' and '.join(extra)}" if extra else ""
         return f"Interactions({len(self)} rows, {self.n_users} users, {self.n_items} items{more})"
 
-    def _with(self, **changes: Tensor | None) -> Interactions:
+    def _with(self, **changes: Tensor | int | None) -> Interactions:
         """Other columns, valid by construction; computed properties are left behind."""
         other = object.__new__(Interactions)
         other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)
         return other
+
+
+def _negatives(negative: ArrayLike, user: Tensor, n_items: int) -> Tensor:
+    """[n, k] from [n] or [n, k] item ids."""
+    table = negative if isinstance(negative, Tensor) else torch.as_tensor(np.asarray(negative))
+    if table.dim() == 1:
+        table = table[:, None]
+    if table.dim() != 2 or table.shape[0] != user.numel() or table.shape[1] == 0:
+        raise InputError(
+            f"negative: expected {user.numel()} rows as in user, got shape {list(table.shape)}"
+        )
+    ids = as_ids("negative", table.flatten(), below=n_items, bound="n_items = ")
+    return ids.view(table.shape).to(user.device)
 
 
 def _labels(label: ArrayLike | None, user: Tensor) -> Tensor:

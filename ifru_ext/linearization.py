@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from ifru_ext.adjacency import Adjacency, AdjacencySlice, Stream
 from ifru_ext.errors import InputError
 from ifru_ext.graph import InducedPropagation
 from ifru_ext.models import RecommenderModel
+from ifru_ext.triples import Triples
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "CurvatureEntries",
+    "Derivatives",
     "GatheredLinearization",
     "Linearization",
     "RestrictedLinearization",
@@ -32,6 +38,10 @@ __all__ = [
 # The first five arguments of `ops.ggn_diagonal` and `ops.ggn_blocks`: row pointer, neighbour, other
 # neighbour or None, curvature of the entries, and the features of all nodes.
 CurvatureEntries: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
+
+# From the features [N, d] to loss, r and w of each interaction: what a loss does with its data. r
+# and w are in the order in which the products walk.
+Derivatives: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Scope(Enum):
@@ -89,19 +99,21 @@ class Linearization:
     Attributes:
         model: The point.
         adjacency: Of the interactions.
-        stream: Of the interactions.
+        stream: Of the interactions, or their triples for a pairwise loss.
         degree: [N] int64, interactions at each node.
+        derivatives: Of the loss.
         features: [N, d], F = P E.
-        loss: [E] in interaction order.
-        residual: r in stream order, one for each entry of the stream.
+        loss: [E] in interaction order, or [T] for T triples.
+        residual: r in stream order, one for each entry of the stream, or [T].
         curvature: w, likewise.
         ridge: [N].
     """
 
     model: RecommenderModel
     adjacency: Adjacency
-    stream: Stream
+    stream: Stream | Triples
     degree: Tensor
+    derivatives: Derivatives
     features: Tensor
     loss: Tensor
     residual: Tensor
@@ -109,23 +121,41 @@ class Linearization:
     ridge: Tensor
     _stored: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def pairwise(self) -> bool:
+        """Whether the loss is one of triples, whose products take one vector in its own dtype."""
+        return isinstance(self.stream, Triples)
+
+    def at(self, model: RecommenderModel) -> Linearization:
+        """The same objective at other embeddings of the same dtype, over the same graph."""
+        features = model.features()
+        loss, r, w = self.derivatives(features)
+        return replace(self, model=model, features=features, loss=loss, residual=r, curvature=w)
+
     @cached_property
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
-        embedding = self.model.embedding
-        penalty = ops.dot(self.ridge[:, None] * embedding, embedding) / 2
-        return float(ops.dot(self.loss, torch.ones_like(self.loss)) + penalty)
+        loss = float(ops.dot(self.loss, torch.ones_like(self.loss)))
+        return loss + _penalty(self.ridge, self.model.embedding)
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
-        indices, embedding = self.stream.indices, self.model.embedding
+        embedding = self.model.embedding
         if self.model.graph is None:
-            return ops.pointwise_gradient(*indices, self.residual, embedding, self.ridge)
-        inner = ops.pointwise_gradient(*indices, self.residual, self.features)
+            return self._inner_gradient(embedding, self.ridge)
+        inner = self._inner_gradient(self.features, None)
         return self.model.propagate(inner, self.ridge, embedding)
+
+    def _inner_gradient(self, f: Tensor, ridge: Tensor | None) -> Tensor:
+        if isinstance(self.stream, Triples):
+            return ops.pairwise_gradient(*self.stream.indices, self.residual, f, ridge)
+        return ops.pointwise_gradient(*self.stream.indices, self.residual, f, ridge)
 
     def curvature_entries(self) -> CurvatureEntries:
         """The curvatures by node, for C_F's diagonal and its blocks; equation (7)."""
+        if isinstance(self.stream, Triples):
+            t = self.stream
+            return t.rowptr, t.neighbor, t.other, t.by_entry(self.curvature), self.features
         by_interaction = torch.empty_like(self.curvature)
         by_interaction.index_copy_(0, self.stream.edge.long(), self.curvature)
         a = self.adjacency
@@ -164,7 +194,10 @@ class Linearization:
             f = self._stored_features(storage)
             z, scale = _rounded(z, keep.like("stored", z, storage))
         common = (self.curvature, f, z, diagonal if identity else None)
-        if exact:
+        if isinstance(self.stream, Triples):
+            y = self._pairwise_product(self.stream, common, exact)
+            y = y if inner is None else inner.copy_(y)
+        elif exact:
             y = ops.pointwise_hvp(*self.stream.indices, self.residual, *common, out=inner)
         else:
             y = ops.pointwise_ggn(*self.stream.indices, *common, out=inner)
@@ -174,6 +207,16 @@ class Linearization:
             return y
         out = torch.empty_like(y) if out is None else out
         return self.model.propagate(y, diagonal, v, out=out, scratch=propagated)
+
+    def _pairwise_product(
+        self,
+        triples: Triples,
+        common: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        exact: bool,
+    ) -> Tensor:
+        if exact:
+            return ops.pairwise_hvp(*triples.indices, self.residual, *common)
+        return ops.pairwise_ggn(*triples.indices, *common)
 
     def _stored_features(self, dtype: torch.dtype) -> Tensor:
         """The features in 16 bits, made once."""
@@ -227,6 +270,15 @@ class RestrictedLinearization(ABC):
     ridge: Tensor
 
     @abstractmethod
+    def at(self, model: RecommenderModel) -> Self:
+        """The same at other embeddings of the same dtype, over the same graph."""
+
+    @property
+    @abstractmethod
+    def value(self) -> float:
+        """The terms of Phi that these rows reach, in float64: the others stay when they change."""
+
+    @abstractmethod
     def gradient(self) -> Tensor:
         """[S, d]: these rows of the gradient; equation (5), as far as the scope goes."""
 
@@ -256,7 +308,9 @@ class SlicedLinearization(RestrictedLinearization):
         within: [S] int64, where `rows` stand in T.
         part: The entries of T among all interactions.
         propagation: P among T; None where nothing is propagated, and T = S.
+        derivatives: Of the loss, for each entry.
         features: [N, d], F = P E of the whole graph.
+        loss: [entries].
         residual: [entries] r.
         curvature: [entries] w.
     """
@@ -264,9 +318,25 @@ class SlicedLinearization(RestrictedLinearization):
     within: Tensor
     part: AdjacencySlice
     propagation: InducedPropagation | None
+    derivatives: Derivatives
     features: Tensor
+    loss: Tensor
     residual: Tensor
     curvature: Tensor
+
+    def at(self, model: RecommenderModel) -> SlicedLinearization:
+        """The same entries at other embeddings."""
+        features = model.features()
+        loss, r, w = self.derivatives(features)
+        return replace(self, model=model, features=features, loss=loss, residual=r, curvature=w)
+
+    @cached_property
+    def value(self) -> float:
+        """Of the interactions at T; one between two nodes of T stands in two rows."""
+        counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
+        return float(ops.dot(self.loss, counted)) + _penalty(
+            self.ridge, self.model.embedding[self.rows]
+        )
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
@@ -308,6 +378,15 @@ class GatheredLinearization(RestrictedLinearization):
 
     full: Linearization
 
+    def at(self, model: RecommenderModel) -> GatheredLinearization:
+        """The same rows at other embeddings."""
+        return replace(self, model=model, full=self.full.at(model))
+
+    @property
+    def value(self) -> float:
+        """Of all rows."""
+        return self.full.value
+
     def gradient(self) -> Tensor:
         """[S, d]: these rows of the gradient."""
         return self.full.gradient()[self.rows]
@@ -343,6 +422,11 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
         per_sample_weights=weight,
     )
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
+
+
+def _penalty(ridge: Tensor, embedding: Tensor) -> float:
+    """1/2 sum_n ridge_n |e_n|^2, accumulated in float64."""
+    return float(ops.dot(ridge[:, None] * embedding, embedding)) / 2
 
 
 def _entries_of(

@@ -125,6 +125,18 @@ class RecommenderModel(ABC):
         # A copy: whoever writes to theirs would otherwise change this model behind its features.
         return self._copy(embedding=checked.clone())
 
+    def with_rows(self, rows: Tensor | None, values: Tensor) -> Self:
+        """The same model with some rows of the ego embeddings replaced, for a solver's iterates.
+
+        Unlike `with_embedding` it checks nothing.
+
+        Args:
+            rows: [S] distinct node ids; None for all.
+            values: [S, d] of the model's dtype.
+        """
+        embedding = values if rows is None else self.embedding.index_copy(0, rows, values)
+        return self._copy(embedding=embedding)
+
     def to(self, target: torch.dtype | torch.device | str) -> Self:
         """The same model in float32 or float64, or on a device, "cpu" or "cuda", with its graph.
 

@@ -13,7 +13,7 @@ from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
 from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
 
-__all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton"]
+__all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton", "value_rounding"]
 
 # Standard trust-region constants (Nocedal and Wright, Numerical Optimization, algorithm 4.1).
 _ACCEPT = 1e-4
@@ -74,6 +74,11 @@ class NewtonResult:
     initial_gradient_norm: float
     steps: tuple[NewtonStep, ...]
     num_matvecs: int
+
+
+def value_rounding(value: float, dtype: torch.dtype) -> float:
+    """What an objective's value is known to: near the minimum a decrease drowns in it."""
+    return 10 * torch.finfo(dtype).eps * max(1.0, abs(value))
 
 
 def trust_region_newton(
@@ -145,7 +150,7 @@ def trust_region_newton(
         candidate = evaluate(x + step)
         actual = point.value - candidate.value
         # Near the minimum the decrease drowns in the rounding of the value itself.
-        rounding = 10 * torch.finfo(x.dtype).eps * max(1.0, abs(point.value))
+        rounding = value_rounding(point.value, x.dtype)
         ratio = (actual + rounding) / (predicted + rounding) if predicted > 0 else -1.0
         accepted = ratio > _ACCEPT
         used = radius

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
+from ifru_ext.adjacency import Stream
 from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
-from ifru_ext.interactions import Interactions
+from ifru_ext.interactions import Interactions, Omitted
 from ifru_ext.linearization import (
+    Derivatives,
     GatheredLinearization,
     Linearization,
     RestrictedLinearization,
@@ -22,6 +24,7 @@ from ifru_ext.linearization import (
     SlicedLinearization,
 )
 from ifru_ext.models import LightGCN, RecommenderModel
+from ifru_ext.triples import Triples
 
 __all__ = ["Linearization", "Loss", "Objective"]
 
@@ -32,10 +35,11 @@ _FULL_ABOVE = 0.75
 
 
 class Loss(Enum):
-    """Pointwise losses; the values are the ops' argument `loss` (csrc/kernels/loss_math.h)."""
+    """The losses; for pointwise ones the ops' argument `loss` (csrc/kernels/loss_math.h)."""
 
     BCE = 0
     MSE = 1
+    BPR = "bpr"
 
     @classmethod
     def parse(cls, name: Loss | str) -> Loss:
@@ -57,12 +61,13 @@ class Objective:
     """Phi_D(E; A) = sum over D of the loss + 1/2 sum_n ridge_n |e_n|^2; equation (4).
 
     Attributes:
-        loss: "bce" (binary cross-entropy on the score as a logit; labels in [0, 1]) or "mse"
-            (half the squared error).
+        loss: "bce" (binary cross-entropy on the score as a logit; labels in [0, 1]), "mse" (half
+            the squared error), or "bpr" (each row's item above its recorded negatives).
         l2: Ridge of every row.
-        l2_per_sample: Ridge of a row per interaction at its node, which is what a regulariser on
-            the rows of each mini-batch amounts to.
-        reduction: "sum", or "mean", which divides all of Phi by the number of interactions.
+        l2_per_sample: Ridge of a row per interaction at its node (for "bpr" per triple), which is
+            what a regulariser on the rows of each mini-batch amounts to.
+        reduction: "sum", or "mean", which divides all of Phi by the number of interactions or
+            triples.
     """
 
     loss: Loss | str = Loss.BCE
@@ -92,9 +97,29 @@ class Objective:
             "reduction": self.reduction,
         }
 
-    def ridge(self, data: Interactions, rows: Tensor | None = None) -> Tensor:
-        """[N] float64, or [S] of some rows: the ridge, in the scale of the summed objective."""
-        return self.l2 + self.l2_per_sample * data.adjacency.degrees(rows).double()
+    def ridge(
+        self, data: Interactions, rows: Tensor | None = None, omitted: Omitted | None = None
+    ) -> Tensor:
+        """[N] float64, or [S] of some rows: the ridge, in the scale of the summed objective.
+
+        Args:
+            data: n interactions.
+            rows: [S] node ids; all by default.
+            omitted: Interactions that do not count.
+        """
+        return self.l2 + self.l2_per_sample * self.degrees(data, rows, omitted).double()
+
+    def degrees(
+        self, data: Interactions, rows: Tensor | None = None, omitted: Omitted | None = None
+    ) -> Tensor:
+        """[N] int64, or [S] of some rows: the terms of the loss at each node.
+
+        Its interactions, or for a pairwise loss its triples. A row without any has no data.
+        """
+        if self.loss is not Loss.BPR:
+            return data.degrees(rows, omitted)
+        degree = data.triple_degrees(omitted)
+        return degree if rows is None else degree[rows]
 
     def check(self, model: RecommenderModel, data: Interactions) -> None:
         """Checks that model, data and loss belong together.
@@ -109,14 +134,25 @@ class Objective:
             )
         if len(data) == 0:
             raise InputError("data: expected at least one interaction, got none")
+        if self.loss is Loss.BPR and data.negative is None:
+            raise InputError(
+                "data: expected a negative item in each row for loss 'bpr', got none; "
+                "Interactions.with_negatives draws them"
+            )
         self.check_labels(data)
 
     def check_labels(self, data: Interactions) -> None:
         """Checks the labels against the loss; they are read once for each `data`.
 
         Raises:
-            ValueError: A label is outside [0, 1] while the loss is binary cross-entropy.
+            ValueError: A label is outside [0, 1] while the loss is binary cross-entropy, or not
+                above 0.5 while it is pairwise.
         """
+        if self.loss is Loss.BPR and data.n_positive < len(data):
+            raise InputError(
+                f"label: expected positive rows alone for loss 'bpr', got {data.n_positive} "
+                f"of {len(data)} above 0.5"
+            )
         if self.loss is Loss.BCE and data.first_label_outside_unit is not None:
             row = data.first_label_outside_unit
             raise InputError(
@@ -131,6 +167,8 @@ class Objective:
         data: Interactions,
         rows: None = None,
         scope: Scope | str = ...,
+        *,
+        omitted: Omitted | None = ...,
     ) -> Linearization: ...
 
     @overload
@@ -140,6 +178,8 @@ class Objective:
         data: Interactions,
         rows: ArrayLike,
         scope: Scope | str = ...,
+        *,
+        omitted: Omitted | None = ...,
     ) -> RestrictedLinearization: ...
 
     def linearize(
@@ -148,6 +188,8 @@ class Objective:
         data: Interactions,
         rows: ArrayLike | None = None,
         scope: Scope | str = Scope.EXACT,
+        *,
+        omitted: Omitted | None = None,
     ) -> Linearization | RestrictedLinearization:
         """Loss, residuals and curvatures at the model's embeddings.
 
@@ -161,6 +203,8 @@ class Objective:
             rows: [S] node ids, ascending and distinct: those that vectors are given on and wanted
                 at; all by default.
             scope: "exact" or "local", see `Scope`; without effect on matrix factorisation.
+            omitted: Interactions that do not count: a new index of the rest would cost more than a
+                product.
 
         Raises:
             InputError: See `check`; or the rows are none, or not ascending, distinct and in range,
@@ -169,46 +213,72 @@ class Objective:
         self.check(model, data)
         scope = Scope.parse(scope)
         if rows is None:
-            return self._linearize_all(model, data)
+            return self._linearize_all(model, data, omitted)
         rows = data.adjacency.checked_rows(rows)
         if len(rows) == 0:
             raise InputError("rows: expected at least one node, got none")
-        return self._linearize_rows(model, data, rows, scope)
+        return self._linearize_rows(model, data, rows, scope, omitted)
 
-    def _linearize_all(self, model: RecommenderModel, data: Interactions) -> Linearization:
-        loss, residual, curvature = self._derivatives(
-            model, data, data.user, data.item + data.n_users
-        )
-        stream = data.adjacency.stream()
+    def _linearize_all(
+        self, model: RecommenderModel, data: Interactions, omitted: Omitted | None
+    ) -> Linearization:
+        derivatives: Derivatives
+        stream: Stream | Triples
+        if self.loss is Loss.BPR:
+            stream = data.triples
+            derivatives = self._of_triples(model.dtype, data, omitted)
+        else:
+            stream = data.adjacency.stream()
+            ends = data.user, data.item + data.n_users
+            derivatives = self._of_pairs(model.dtype, data, omitted, *ends, stream=stream)
+        features = model.features()
+        loss, residual, curvature = derivatives(features)
         return Linearization(
             model=model,
             adjacency=data.adjacency,
             stream=stream,
-            degree=data.adjacency.degrees(),
-            features=model.features(),
+            degree=data.degrees(omitted=omitted),
+            derivatives=derivatives,
+            features=features,
             loss=loss,
-            residual=stream.order(residual),
-            curvature=stream.order(curvature),
-            ridge=self._scaled_ridge(model, data),
+            residual=residual,
+            curvature=curvature,
+            ridge=self._scaled_ridge(model, data, None, omitted),
         )
 
     def _linearize_rows(
-        self, model: RecommenderModel, data: Interactions, rows: Tensor, scope: Scope
+        self,
+        model: RecommenderModel,
+        data: Interactions,
+        rows: Tensor,
+        scope: Scope,
+        omitted: Omitted | None,
     ) -> RestrictedLinearization:
         gcn = model if isinstance(model, LightGCN) else None
-        reached = rows
-        if gcn is not None and scope is Scope.EXACT:
-            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
-        ridge = self._scaled_ridge(model, data, rows)
-        n_entries = int(data.adjacency.degrees(reached).sum())
+        ridge = self._scaled_ridge(model, data, rows, omitted)
         # What is left out locally cannot be left out of the product of all rows.
         is_block = gcn is None or scope is Scope.EXACT
-        if is_block and n_entries > _FULL_ABOVE * len(data):
-            return GatheredLinearization(model, rows, ridge, self._linearize_all(model, data))
+        if self.loss is Loss.BPR and not is_block:
+            raise InputError("scope: expected 'exact' for loss 'bpr', got 'local'")
+
+        def most(nodes: Tensor) -> bool:
+            n_entries = int(data.adjacency.degrees(nodes).sum())
+            return is_block and n_entries > _FULL_ABOVE * len(data)
+
+        # Triples have no restricted product.
+        gathered, reached = self.loss is Loss.BPR or most(rows), rows
+        if not gathered and gcn is not None and is_block:
+            reached = gcn.graph.adjacency.ball(rows, gcn.n_layers)
+            gathered = most(reached)
+        if gathered:
+            full = self._linearize_all(model, data, omitted)
+            return GatheredLinearization(model, rows, ridge, full)
         part = data.adjacency.slice(reached)
-        _, residual, curvature = self._derivatives(
-            model, data, part.owner(), part.neighbor, part.edge
+        derivatives = self._of_pairs(
+            *(model.dtype, data, omitted), part.owner(), part.neighbor, edge=part.edge
         )
+        features = model.features()
+        loss, residual, curvature = derivatives(features)
         return SlicedLinearization(
             model=model,
             rows=rows,
@@ -216,44 +286,85 @@ class Objective:
             within=torch.searchsorted(reached, rows),
             part=part,
             propagation=None if gcn is None else gcn.graph.induced(reached, gcn.alpha),
-            features=model.features(),
+            derivatives=derivatives,
+            features=features,
+            loss=loss,
             residual=residual,
             curvature=curvature,
         )
 
-    def _derivatives(
+    def gathers(self, point: Linearization, rows: Tensor) -> bool:
+        """Whether `linearize` would make all rows, as this point has them, and keep some."""
+        if self.loss is Loss.BPR:
+            return True
+        n_entries = int(point.adjacency.degrees(rows).sum())
+        return n_entries > _FULL_ABOVE * point.adjacency.n_interactions
+
+    def _of_pairs(
+        self,
+        dtype: torch.dtype,
+        data: Interactions,
+        omitted: Omitted | None,
+        left: Tensor,
+        right: Tensor,
+        *,
+        edge: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Derivatives:
+        """Of all interactions, or of those in `edge`, between two lists of nodes."""
+        label, weight = data.label, self._weight(data, omitted, edge)
+        if edge is not None:
+            label = label.index_select(0, edge)
+        label, weight = label.to(dtype), None if weight is None else weight.to(dtype)
+        loss_id = Loss.parse(self.loss).value
+
+        def derivatives(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            loss, r, w = ops.pointwise_derivatives(left, right, features, label, weight, loss_id)
+            return (loss, r, w) if stream is None else (loss, stream.order(r), stream.order(w))
+
+        return derivatives
+
+    def _of_triples(
+        self, dtype: torch.dtype, data: Interactions, omitted: Omitted | None
+    ) -> Derivatives:
+        triples = data.triples
+        weight = self._weight(data, omitted, None)
+        if weight is not None:
+            weight = triples.order(weight.repeat_interleave(data.n_negatives)).to(dtype)
+        nodes = triples.nodes()
+        return lambda features: ops.pairwise_derivatives(*nodes, features, weight)
+
+    def _weight(
+        self, data: Interactions, omitted: Omitted | None, edge: Tensor | None
+    ) -> Tensor | None:
+        """What the loss of each interaction, or of those in `edge`, is multiplied with."""
+        scale = self._scale(data, omitted)
+        weight, kept = data.weight, None if omitted is None else omitted.kept
+        if edge is not None:  # first, so that the cost follows their number
+            kept = None if kept is None else kept.index_select(0, edge)
+            weight = None if weight is None else weight.index_select(0, edge)
+        if scale != 1.0:
+            like = data.label if edge is None else edge
+            weight = scale * (torch.ones_like(like) if weight is None else weight).double()
+        if kept is None:
+            return weight
+        return kept.to(torch.float32) if weight is None else weight * kept
+
+    def _scale(self, data: Interactions, omitted: Omitted | None) -> float:
+        if self.reduction == "sum":
+            return 1.0
+        n_rows = len(data) - (0 if omitted is None else len(omitted.rows))
+        return 1.0 / (n_rows * (data.n_negatives if self.loss is Loss.BPR else 1))
+
+    def _scaled_ridge(
         self,
         model: RecommenderModel,
         data: Interactions,
-        left: Tensor,
-        right: Tensor,
-        edge: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, r and w of all interactions, or of those in `edge`, between two lists of nodes."""
-        label, weight = data.label, data.weight
-        if edge is not None:
-            label = label.index_select(0, edge)
-            weight = None if weight is None else weight.index_select(0, edge)
-        scale = self._scale(data)
-        if scale != 1.0:
-            weight = (torch.ones_like(label) if weight is None else weight).double() * scale
-        return ops.pointwise_derivatives(
-            left,
-            right,
-            model.features(),
-            label.to(model.dtype),
-            None if weight is None else weight.to(model.dtype),
-            Loss.parse(self.loss).value,
-        )
-
-    def _scale(self, data: Interactions) -> float:
-        return 1.0 / len(data) if self.reduction == "mean" else 1.0
-
-    def _scaled_ridge(
-        self, model: RecommenderModel, data: Interactions, rows: Tensor | None = None
+        rows: Tensor | None,
+        omitted: Omitted | None,
     ) -> Tensor:
         """[N] or [S], in the scale and dtype of the products."""
-        return (self._scale(data) * self.ridge(data, rows)).to(model.dtype)
+        return (self._scale(data, omitted) * self.ridge(data, rows, omitted)).to(model.dtype)
 
     def value(self, model: RecommenderModel, data: Interactions) -> float:
         """Phi_D, accumulated in float64."""

@@ -157,6 +157,8 @@ class _CurvatureOperator:
         damping: float | Tensor,
         storage: torch.dtype | None,
     ) -> None:
+        if storage is not None and isinstance(point, Linearization) and point.pairwise:
+            raise InputError(f"storage: expected None for loss 'bpr', got {storage}")
         mu = checked_damping(damping, point.ridge.shape[0]).to(point.ridge)
         self._point = point
         self._diagonal = point.ridge + mu
@@ -230,8 +232,8 @@ class _CurvatureOperator:
     def _takes_several(self) -> bool:
         """Whether one call of the op multiplies several vectors; a propagation takes one."""
         point = self._point
-        whole = isinstance(point, Linearization) and point.model.graph is None
-        return whole and self._storage is None
+        whole = isinstance(point, Linearization) and not point.pairwise
+        return whole and point.model.graph is None and self._storage is None
 
     def _product(self, v: Tensor, out: Tensor) -> None:
         if isinstance(self._point, Linearization):

@@ -60,6 +60,7 @@ class SolveReason(Enum):
     )
     BAD_PRECONDITIONER = "<r, M r> is not positive: the preconditioner is not positive definite"
     NONFINITE = "a NaN or infinity appeared: check the operator and the right-hand side"
+    FILTERED = "the filter's steps are taken: what it leaves unsolved it leaves on purpose"
     CANCELLED = "the callback asked to stop: the solution is the last one reached"
 
 

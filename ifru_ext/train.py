@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
-from ifru_ext.adjacency import Adjacency
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
@@ -84,7 +83,8 @@ def train(
     Rows without an interaction start, and stay, at zero: there is nothing to learn them from.
 
     Args:
-        data: Training rows; for LightGCN their positives are the graph.
+        data: Training rows; for LightGCN their positives are the graph. For "bpr" they record their
+            negatives (`Interactions.with_negatives`), the same in every epoch.
         objective: What is minimised.
         kind: "lightgcn" or "mf".
         dim: d.
@@ -122,7 +122,7 @@ def train(
 
     generator = torch.Generator().manual_seed(seed)
     embedding = init_scale * torch.randn(data.n_nodes, dim, generator=generator, dtype=dtype)
-    embedding[data.degrees() == 0] = 0.0
+    embedding[objective.degrees(data) == 0] = 0.0
     user, item = embedding[: data.n_users], embedding[data.n_users :]
     model: RecommenderModel
     if kind == "mf":
@@ -160,33 +160,20 @@ def _adam(
     n = len(data)
     steps = max(1, epochs * -(-n // batch_size))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
-    loss_id = Loss.parse(objective.loss).value
-    label = data.label.to(model.dtype)
-    weight = None if data.weight is None else data.weight.to(model.dtype)
+    batch_gradient = _pairwise_batch if objective.loss is Loss.BPR else _pointwise_batch
     # Batches are means: an unbiased estimate of Phi / n, ridge included.
     ridge = (objective.ridge(data) / n).to(model.dtype)
     losses: list[float] = []
     for epoch in range(1, epochs + 1):
         total = 0.0
         for rows in torch.randperm(n, generator=generator).split(batch_size):
-            user, item = data.user[rows], data.item[rows]
             features = model.propagate(embedding)
-            loss, residual, _ = ops.pointwise_derivatives(
-                user,
-                item + data.n_users,
-                features,
-                label[rows],
-                None if weight is None else weight[rows],
-                loss_id,
-            )
-            batch = Adjacency.from_pairs(user, item, data.n_users, data.n_items).stream(1)
-            inner = ops.pointwise_gradient(
-                *batch.indices, batch.order(residual / len(rows)), features
-            )
+            loss, inner = batch_gradient(data.subset(rows), objective, features)
+            inner /= len(rows)
             embedding.grad = model.propagate(inner, ridge, embedding)
             optimizer.step()
             schedule.step()
-            total += float(loss.sum(dtype=torch.float64))
+            total += loss
         if not (math.isfinite(total) and bool(torch.isfinite(embedding).all())):
             raise InputError(
                 f"training diverged in epoch {epoch}: lower learning_rate, now {learning_rate:g}"
@@ -195,6 +182,33 @@ def _adam(
         if callback is not None:
             callback(TrainProgress("adam", epoch, epochs, losses[-1]))
     return embedding.detach(), tuple(losses)
+
+
+def _pointwise_batch(
+    batch: Interactions, objective: Objective, features: Tensor
+) -> tuple[float, Tensor]:
+    """The summed loss of some rows, and its gradient with respect to the features."""
+    weight = None if batch.weight is None else batch.weight.to(features.dtype)
+    label = batch.label.to(features.dtype)
+    ends = batch.user, batch.item + batch.n_users
+    loss_id = Loss.parse(objective.loss).value
+    loss, r, _ = ops.pointwise_derivatives(*ends, features, label, weight, loss_id)
+    stream = batch.adjacency.stream(1)
+    inner = ops.pointwise_gradient(*stream.indices, stream.order(r), features)
+    return float(loss.sum(dtype=torch.float64)), inner
+
+
+def _pairwise_batch(
+    batch: Interactions, objective: Objective, features: Tensor
+) -> tuple[float, Tensor]:
+    """The same of a pairwise loss, over the rows' recorded negatives."""
+    triples, weight = batch.triples, None
+    if batch.weight is not None:
+        weight = triples.order(batch.weight.repeat_interleave(batch.n_negatives))
+        weight = weight.to(features.dtype)
+    loss, r, _ = ops.pairwise_derivatives(*triples.nodes(), features, weight)
+    inner = ops.pairwise_gradient(*triples.indices, r, features)
+    return float(loss.sum(dtype=torch.float64)), inner
 
 
 def _check_positive(name: str, value: float) -> None:

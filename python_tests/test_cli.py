@@ -18,8 +18,8 @@ import ifru_ext
 from ifru_ext import cli, load_model
 from ifru_ext._native import native
 from ifru_ext.demo import DemoSettings
-from ifru_ext.influence import unlearn
 from ifru_ext.solvers import SolveReason
+from ifru_ext.unlearning import unlearn
 
 
 def write_csv(path, data, header="user,item,rating"):
@@ -127,6 +127,49 @@ def test_json_output_is_json(ifru, tmp_path, ratings, model):
     )
     assert code == 0
     assert json.loads(out)["n_forgotten"] > 0
+
+
+def test_a_plan_writes_nothing(ifru, tmp_path, ratings, model):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = ifru("unlearn", model, ratings, "--users", "u3", "--plan", "--hops", 0)
+    assert (code, err) == (0, "")
+    assert "Would forget" in out
+    code, out, _ = ifru("unlearn", model, ratings, "--users", "u3", "--plan", "--json")
+    assert code == 0
+    assert json.loads(out)["erased_users"] == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_request_goes_by_the_first_one_s_anchor(ifru, tmp_path, ratings, model):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert ifru("unlearn", model, ratings, "--users", "u3", "--out", first)[0] == 0
+    left = tmp_path / "left.csv"
+    lines = ratings.read_text().splitlines()
+    left.write_text("\n".join(line for line in lines if not line.startswith("u3,")) + "\n")
+    options = ["--items", "i5", "--out", second, "--hops", 1, "--keep", 0.5, "--erase", "mean"]
+    code, _, err = ifru("unlearn", first, left, *options, "--method", "influence")
+    assert (code, err) == (0, "")
+    report = json.loads((second / "report.json").read_text())
+    assert report["method"] == "influence"
+    assert len(report["pruning"]["kept"]) == 2
+    assert report["residual_all"] >= report["residual"]
+    assert any("its anchor says so" in reason for reason in report["reasons"])
+    assert load_model(second).anchor.regime is load_model(first).anchor.regime
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "--out, --plan: expected one of them, got none"),
+        (["--plan", "--out", "x"], "--out, --plan: expected one of them, got both"),
+        (["--plan", "--keep", 0.5], "--keep: expected together with --hops, got it alone"),
+        (["--plan", "--hops", -1], "hops: expected at least 0, got -1"),
+    ],
+)
+def test_options_of_unlearning_that_do_not_go_together(ifru, ratings, model, options, text):
+    code, out, err = ifru("unlearn", model, ratings, "--users", "u3", *options)
+    assert (code, out) == (2, "")
+    assert text in err
 
 
 def test_ids_are_read_as_csv_is(ifru, tmp_path):

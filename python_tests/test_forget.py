@@ -200,3 +200,16 @@ def test_repr_and_immutability() -> None:
     assert forget.describe(data()) == {"users": 2, "before": 5, "rows": 3}
     with pytest.raises(AttributeError):
         forget.users = None
+
+
+def test_the_union_of_two_requests() -> None:
+    data = Interactions([0, 0, 1, 2, 2], [0, 1, 1, 0, 2], timestamp=[5, 6, 7, 8, 9])
+    for a, b in (
+        (Forget(users=[0]), Forget(users=[1], items=[2])),
+        (Forget(interactions=[3]), Forget(interactions=[0, 3])),
+        (Forget(before=6), Forget(before=8)),
+        (Forget(interactions=[True, False, False, False, False]), Forget(users=[1])),
+    ):
+        assert torch.equal((a | b).resolve(data), a.resolve(data) | b.resolve(data))
+    with pytest.raises(InputError, match="expected two masks or two lists, got a mask of 5 and"):
+        Forget(interactions=[True] * 5) | Forget(interactions=[0])

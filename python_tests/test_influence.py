@@ -1,293 +1,118 @@
-"""Unlearning: the step, its certificate, its automatic choices, and what it refuses."""
+"""Effects of deletions on an evaluation loss, against solves one by one and against retraining."""
 
 from __future__ import annotations
 
-import functools
-import json
-
 import pytest
 import torch
-from problems import make_learnable, make_problem
+from problems import make_learnable
 
 from ifru_ext import (
-    BipartiteGraph,
     Forget,
     GaussNewtonOperator,
-    HessianOperator,
     Interactions,
     Objective,
-    polish,
+    cg,
+    influence,
     train,
     unlearn,
 )
-from ifru_ext.datasets import synthetic
-from ifru_ext.influence import implied_ridge
-from ifru_ext.verify import compare, distance
-
-KINDS = ("mf", "lightgcn")
 
 
-@functools.cache
-def trained_model(kind):
-    """A small model at a stationary point of its objective."""
-    data = make_learnable(4000)
-    objective = Objective(l2=2.0, l2_per_sample=0.02)
-    result = train(
-        data, objective, kind=kind, dim=8, epochs=5, dtype=torch.float64, polish_rtol=1e-8
-    )
-    assert result.polish.converged
-    return result.model, data, objective
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=["mf", "lightgcn", "mf bpr", "lightgcn bpr"])
 def trained(request):
-    return trained_model(request.param)
-
-
-def retrain(model, retained, objective):
-    """The stationary point nearest to `model` on the retained rows: what retraining means here."""
-    start = model
-    if model.graph is not None:
-        start = model.with_graph(BipartiteGraph.from_interactions(retained))
-    empty = retained.degrees() == 0
-    start = start.with_embedding(torch.where(empty[:, None], 0.0, start.embedding))
-    return polish(start, retained, objective, rtol=1e-8)[0]
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Forget(interactions=torch.arange(20)),
-        Forget(users=[3]),
-        Forget(items=[5, 9]),
-        Forget(users=[1, 2], items=[4], interactions=[7, 7, 100]),
-    ],
-    ids=["rows", "user", "items", "mixture"],
-)
-def test_the_step_goes_towards_the_retrained_model(trained, request_):
-    model, data, objective = trained
-    result = unlearn(model, data, request_, objective=objective)
-    retrained = retrain(model, result.retained, objective)
-    forgotten = data.subset(request_.resolve(data))
-    for rows, share in ((forgotten, 0.4), (data, 0.9)):
-        before = distance(model, retrained, rows, objective)
-        assert distance(result.model, retrained, rows, objective) < share * before
-    assert result.report.residual < 0.6
-    assert result.solve.converged
-    # Two-sided: the loss on the forgotten rows is the retrained model's, not more.
-    unlearned, truth, original = (
-        compare(m, retrained, data, forgotten, objective).forget_loss
-        for m in (result.model, retrained, model)
+    kind, *pairwise = request.param.split()
+    data, loss = make_learnable(4000), "bce"
+    if pairwise:
+        data, loss = data.subset(data.positive).with_negatives(2), "bpr"
+    weight = torch.rand(len(data), generator=torch.Generator().manual_seed(1)) + 0.5
+    data = Interactions(
+        *(data.user, data.item, data.label),
+        n_users=data.n_users,
+        n_items=data.n_items,
+        weight=weight,
+        negative=data.negative,
     )
-    assert abs(unlearned - truth) < 0.5 * abs(original - truth) + 1e-12
+    objective = Objective(loss, l2=2.0, l2_per_sample=0.02)
+    evaluation = data.subset(torch.arange(0, len(data), 9))
+    data = data.subset(torch.arange(len(data)) % 9 != 0)
+    options = {"kind": kind, "dim": 8, "epochs": 5, "dtype": torch.float64, "polish_rtol": 1e-8}
+    return train(data, objective, **options).model, data, objective, evaluation
 
 
-def test_the_right_hand_side_is_the_gradient_of_what_is_forgotten():
-    # For MF the gradients of the rows themselves, whatever the others are.
-    model, data, objective = trained_model("mf")
-    forget = Forget(interactions=torch.arange(30))
-    result = unlearn(model, data, forget, objective=objective)
-    own = objective.gradient(model, data.subset(torch.arange(30)))
-    ridge_of_others = objective.l2 * model.embedding  # l2 counts once in each gradient
-    g = own - ridge_of_others
-    assert result.report.gradient_norm == pytest.approx(float(g.norm()), rel=1e-9)
+def test_an_effect_is_the_slope_along_the_influence_step(trained):
+    model, data, objective, evaluation = trained
+    rows = torch.tensor([3, 50, 700])
+    sets = [evaluation, evaluation.subset(torch.arange(20))]
+    effects = influence(model, data, rows, sets, objective=objective, damping=0.5, rtol=1e-10)
+    operator = GaussNewtonOperator(model, data, objective, damping=0.5)
+    plain = Objective(objective.loss)
+    ownly = Objective(objective.loss, l2_per_sample=objective.l2_per_sample)
+    for k, part in enumerate(sets):
+        slope = plain.gradient(model, part)
+        for j, row in enumerate(rows.tolist()):
+            # Without the change of the graph: the row's own terms, on the old one.
+            g = ownly.gradient(model, data.subset([row]))
+            step = cg(operator, g, rtol=1e-10).x
+            assert float(effects[j, k]) == pytest.approx(float((slope * step).sum()), rel=1e-6)
 
 
-@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian", "auto"])
-def test_the_solution_solves_the_system(trained, curvature):
-    model, data, objective = trained
-    forget = Forget(interactions=torch.arange(25))
-    result = unlearn(
-        model, data, forget, objective=objective, curvature=curvature, damping=0.5, rtol=1e-9
-    )
-    operator_type = HessianOperator if curvature == "hessian" else GaussNewtonOperator
-    new_model = model
-    if model.graph is not None:
-        new_model = model.with_graph(BipartiteGraph.from_interactions(result.retained))
-    operator = operator_type(new_model, result.retained, objective, damping=0.5)
-    g = objective.gradient(model, data) - objective.gradient(new_model, result.retained)
-    torch.testing.assert_close(operator @ result.solve.x, g, rtol=0, atol=1e-7)
-    assert result.report.solve_residual < 1e-9
+def test_requests_take_the_graph_along(trained):
+    model, data, objective, evaluation = trained
+    rows = data.positive.nonzero()[[3, 50], 0]
+    options = {"objective": objective, "damping": 0.5, "rtol": 1e-10}
+    single = influence(model, data, rows, evaluation, **options)
+    requests = [Forget(interactions=[row]) for row in rows]
+    got = influence(model, data, requests, evaluation, **options)
+    if model.graph is None:
+        torch.testing.assert_close(got, single, rtol=1e-6, atol=1e-12)
+    else:
+        assert not torch.allclose(got, single, rtol=1e-3)
 
 
-def test_the_certificate_is_the_gradient_of_the_anchored_objective(trained):
-    model, data, objective = trained
-    forget = Forget(users=[2], interactions=torch.arange(10))
-    result = unlearn(model, data, forget, objective=objective, damping=0.3)
-    rho = objective.gradient(model, data)
-    start = model
-    if model.graph is not None:
-        start = model.with_graph(BipartiteGraph.from_interactions(result.retained))
-    live = (result.retained.degrees() > 0)[:, None]
-    delta = result.model.embedding - model.embedding
-    left = objective.gradient(result.model, result.retained) - rho + 0.3 * delta
-    g = rho - objective.gradient(start, result.retained)
-    assert result.report.residual == pytest.approx(float((left * live).norm() / (g * live).norm()))
+def test_effects_are_what_unlearning_does(trained):
+    model, data, objective, evaluation = trained
+    requests = [Forget(interactions=[row]) for row in range(0, 200, 10)]
+    options = {"objective": objective, "curvature": "hessian", "rtol": 1e-6}
+    estimated = influence(model, data, requests, evaluation, **options)
+    plain = Objective(objective.loss)
+    before = plain.value(model, evaluation)
+    done = [
+        plain.value(
+            unlearn(model, data, request, objective=objective, method="newton").model, evaluation
+        )
+        - before
+        for request in requests
+    ]
+    pair = torch.stack([estimated, torch.tensor(done, dtype=torch.float64)])
+    assert float(torch.corrcoef(pair)[0, 1]) > 0.9
 
 
-def test_what_has_no_interaction_left_is_erased(trained):
-    model, data, objective = trained
-    user = int(data.user[0])
-    others = data.degrees()[: data.n_users] > 0
-    result = unlearn(model, data, Forget(users=[user]), objective=objective)
-    assert result.report.erased_users == 1
-    assert not result.model.user_embedding[user].any()
-    assert bool((result.model.user_embedding[others].abs().sum(1) > 0).sum() == others.sum() - 1)
-    assert (result.model.n_users, result.model.n_items) == (model.n_users, model.n_items)
-    assert not (result.retained.user == user).any()
-
-
-def test_the_new_graph_is_the_retained_one():
-    model, data, objective = trained_model("lightgcn")
-    result = unlearn(
-        model, data, Forget(interactions=data.positive.nonzero()[:10, 0]), objective=objective
-    )
-    assert result.model.graph.n_edges == model.graph.n_edges - 10
-    expected = BipartiteGraph.from_interactions(result.retained)
-    assert result.model.graph.adjacency.same_as(expected.adjacency)
-
-
-def test_undo_gives_back_the_original_and_nothing_is_changed(trained):
-    model, data, objective = trained
-    embedding, label = model.embedding.clone(), data.label.clone()
-    result = unlearn(model, data, Forget(users=[1]), objective=objective)
-    assert torch.equal(result.undo().embedding, embedding)
-    assert torch.equal(model.embedding, embedding)
-    assert torch.equal(data.label, label)
-    assert not torch.equal(result.model.embedding, embedding)
-
-
-def test_float32_agrees_with_float64(trained):
-    model, data, objective = trained
-    forget = Forget(interactions=torch.arange(25))
-    high, low = (
-        unlearn(m, data, forget, objective=objective, rtol=1e-4)
-        for m in (model, model.to(torch.float32))
-    )
-    step = (high.model.embedding - model.embedding).norm()
-    difference = (low.model.embedding.double() - high.model.embedding).norm()
-    assert float(difference / step) < 1e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_and_two_threads_train_and_unlearn_to_the_same_bits(dtype):
-    # Large enough for torch's own sums to be divided among threads.
-    data = synthetic(943, 1682, 20_000, seed=1)
-    objective = Objective(l2=0.7, l2_per_sample=0.006)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            options = {"dim": 64, "epochs": 1, "dtype": dtype, "polish_rtol": 3e-2}
-            model = train(data, objective, **options).model
-            unlearned = unlearn(model, data, Forget(users=[1, 2]), objective=objective)
-            results.append((model.embedding, unlearned.model.embedding))
-    finally:
-        torch.set_num_threads(before)
-    assert all(map(torch.equal, *results))
-
-
-def test_the_report_is_json_and_says_why(trained):
-    model, data, objective = trained
-    report = unlearn(model, data, Forget(users=[1]), objective=objective).report
-    loaded = json.loads(json.dumps(report.to_json()))
-    assert loaded["n_forgotten"] == int((data.user == 1).sum())
-    assert "not a privacy theorem" in loaded["certificate"]
-    assert any("stationary" in reason for reason in report.reasons)
-    assert report.stationarity < 1e-4
-    assert report.damping == {"min": 0.0, "mean": 0.0, "max": 0.0}
-    assert set(loaded["seconds"]) == {
-        "prepare",
-        "gradient",
-        "damping",
-        "solve",
-        "certificate",
-        "total",
-    }
-
-
-@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
-def test_an_early_stopped_model_gets_the_implied_ridge(kind):
-    _, data, _ = make_problem("power_law")
-    objective = Objective()  # no regulariser at all
-    model = train(data, objective, kind=kind, dim=8, epochs=3, dtype=torch.float64).model
-    result = unlearn(model, data, Forget(interactions=torch.arange(100)), objective=objective)
-    assert result.report.stationarity > 0.1
-    assert result.report.damping["mean"] > 0
-    assert any("implied by early stopping" in reason for reason in result.report.reasons)
-    assert result.report.solve_rtol == 0.3
-    mu = implied_ridge(objective.linearize(model, data))
-    assert bool((mu >= 0).all())
-    # Rows of like degree share a value.
-    degree = data.degrees()
-    for exponent in range(3, 8):
-        like = (degree >= 2**exponent) & (degree < 2 ** (exponent + 1))
-        if int(like.sum()):
-            assert mu[like].unique().numel() == 1
-
-
-def test_the_implied_ridge_is_found_again():
-    # A stationary model of a known ridge, looked at through an objective without one.
-    _, data, _ = make_problem("power_law")
-    known = Objective(l2=1.5)
-    model = train(
-        data, known, kind="mf", dim=8, epochs=3, dtype=torch.float64, polish_rtol=1e-9
-    ).model
-    mu = implied_ridge(Objective().linearize(model, data))
-    live = data.degrees() > 0
-    torch.testing.assert_close(mu[live], torch.full_like(mu[live], 1.5), rtol=1e-6, atol=0)
-    assert float(implied_ridge(known.linearize(model, data)).max()) < 1e-6
-
-
-def options(**changes):
-    model, data, objective = make_problem(kind="lightgcn")
-    values = {"forget": Forget(users=[1]), "objective": objective, **changes}
-    return {"model": model, "data": data, **values}
-
-
-NAN = torch.full((27,), float("nan"))
+def test_flipped_labels_stand_out():
+    data = make_learnable(6000)
+    clean, data = data.subset(torch.arange(4000, 6000)), data.subset(torch.arange(4000))
+    flipped = torch.arange(len(data)) % 20 == 0
+    data = data.with_labels(torch.where(flipped, 1 - data.label, data.label))
+    objective = Objective(l2=2.0)
+    model = train(data, objective, kind="mf", dim=8, polish_rtol=1e-4).model
+    mask = torch.ones(len(data), dtype=torch.bool)
+    effects = influence(model, data, mask, clean, objective=objective)
+    assert float(effects[flipped].mean()) < 0
+    assert float(effects[flipped].mean()) < float(effects[~flipped].mean())
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"method": "magic"}, "method: expected 'influence', got 'magic'"),
-        (
-            {"curvature": "flat"},
-            r"curvature: expected one of \['auto', 'gauss_newton', 'hessian'\]",
-        ),
-        ({"damping": "lots"}, "damping: expected a number, a tensor or 'auto', got 'lots'"),
-        ({"damping": None}, "damping: expected a number, a tensor or 'auto', got None"),
-        ({"forget": None}, "forget: expected a Forget, got NoneType"),
-        ({"damping": -1.0}, "damping: expected finite numbers >= 0"),
-        ({"damping": NAN}, "damping: expected finite numbers >= 0"),
-        ({"damping": torch.ones(3)}, r"damping: expected a number or one per row \(\[27\]\)"),
-        ({"rtol": -1.0}, "rtol: expected a finite number >= 0"),
-        (
-            {"forget": Forget(users=[14])},
-            r"forget selects no interaction \(users=\[14\] have no rows",
-        ),
-        ({"forget": Forget(users=list(range(15)))}, "forget selects every interaction"),
-        ({"forget": Forget(users=[15])}, r"forget: users: expected ids in \[0, 15\), got 15"),
-        ({"forget": Forget(interactions=[60])}, r"forget: interactions: expected ids in \[0, 60\)"),
-        ({"forget": Forget(before=3.0)}, "expected data with timestamps"),
+        ({"eval_data": []}, "eval_data: expected at least one data set"),
+        ({"candidates": [4000]}, "candidates: expected ids in"),
+        ({"damping": "some"}, "damping: expected a number, a tensor or 'auto', got 'some'"),
+        ({"maxiter": 1, "rtol": 1e-9}, "damping, maxiter: expected ones with which the solve"),
     ],
 )
 def test_bad_input_gives_one_sentence(changes, text):
+    data = make_learnable(500)
+    objective = Objective(l2=1.0)
+    model = train(data, objective, kind="mf", dim=4, epochs=1).model
+    options = {"candidates": [1], "eval_data": data, "objective": objective, **changes}
     with pytest.raises(ValueError, match=text):
-        unlearn(**options(**changes))
-
-
-def test_model_and_data_must_belong_together():
-    values = options()
-    data = values["data"]
-    values["data"] = Interactions(data.user, data.item, data.label, n_users=16, n_items=12)
-    with pytest.raises(
-        ValueError, match="data: expected 15 users and 12 items as in the model, got 16"
-    ):
-        unlearn(**values)
-    values["data"] = data.with_labels(1 - data.label)
-    with pytest.raises(
-        ValueError, match=r"model: expected the graph of the .* positive interactions"
-    ):
-        unlearn(**values)
+        influence(model, data, **options)

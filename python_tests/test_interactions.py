@@ -382,3 +382,51 @@ def test_a_selection_without_a_length_is_checked_for_its_type_only() -> None:
     assert as_row_selection("rows", [5, 5]).tolist() == [5, 5]
     with pytest.raises(InputError, match="rows: expected ids >= 0, got -1 at position 0"):
         as_row_selection("rows", [-1])
+
+
+def test_drawn_negatives_are_items_that_the_user_has_not():
+    g = torch.Generator().manual_seed(0)
+    user, item = (torch.randint(0, n, (400,), generator=g) for n in (30, 20))
+    data = Interactions(user, item, n_users=30, n_items=20)
+    drawn = data.with_negatives(50, seed=3)
+    assert torch.equal(drawn.negative, data.with_negatives(50, seed=3).negative)
+    assert not torch.equal(drawn.negative, data.with_negatives(50, seed=4).negative)
+    assert drawn.negative.shape == (400, 50)
+    for one in range(30):
+        own, negative = item[user == one].unique(), drawn.negative[user == one].unique()
+        rest = torch.tensor([i for i in range(20) if i not in own.tolist()])
+        assert torch.equal(negative, rest)  # 50 or more draws for each row: all of them come up
+    assert drawn.fingerprint() != data.fingerprint()
+    part = drawn.subset([5, 2])
+    assert torch.equal(part.negative, drawn.negative[[5, 2]])
+
+
+def test_compact_numbers_users_and_items_without_gaps():
+    data = Interactions([7, 2, 7], [1, 9, 4], negative=[[9], [0], [1]], n_users=9, n_items=10)
+    users, items, part = data.compact()
+    assert (users.tolist(), items.tolist()) == ([2, 7], [0, 1, 4, 9])
+    assert (part.n_users, part.n_items) == (2, 4)
+    for full, local, ids in (
+        (data.user, part.user, users),
+        (data.item, part.item, items),
+        (data.negative, part.negative, items),
+    ):
+        assert torch.equal(ids[local], full)
+
+
+@pytest.mark.parametrize(
+    ("negative", "text"),
+    [
+        ([0], "negative: expected 2 rows as in user, got shape"),
+        ([[0], [5]], r"negative: expected ids in \[0, n_items = 3\), got 5"),
+        ([0.5, 1.0], "negative: expected integer ids"),
+    ],
+)
+def test_wrong_negatives_give_one_sentence(negative, text):
+    with pytest.raises(ValueError, match=text):
+        Interactions([0, 1], [0, 2], negative=negative)
+
+
+def test_negatives_need_items_that_are_left():
+    with pytest.raises(ValueError, match="expected users with items left to draw, got user 0"):
+        Interactions([0, 0, 1], [0, 1, 0]).with_negatives()

@@ -7,6 +7,7 @@ import torch
 from graphs import GRAPHS
 from problems import autograd_objective, make_problem
 
+import ifru_ext.objective
 from ifru_ext import (
     BipartiteGraph,
     GaussNewtonOperator,
@@ -16,6 +17,7 @@ from ifru_ext import (
     MatrixFactorization,
     Objective,
 )
+from ifru_ext.interactions import Omitted
 
 RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 MODELS = [("mf", 0), ("lightgcn", 1), ("lightgcn", 2), ("lightgcn", 3)]
@@ -160,8 +162,10 @@ def test_gradient_matches_finite_differences():
 
 
 def test_loss_names():
-    with pytest.raises(ValueError, match=r"loss: expected one of \['bce', 'mse'\], got 'bpr'"):
-        Objective(loss="bpr")
+    with pytest.raises(
+        ValueError, match=r"loss: expected one of \['bce', 'bpr', 'mse'\], got 'nll'"
+    ):
+        Objective(loss="nll")
     with pytest.raises(ValueError, match="l2: expected a finite number >= 0, got -1"):
         Objective(l2=-1)
     with pytest.raises(ValueError, match="l2_per_sample: expected a finite number >= 0, got nan"):
@@ -232,3 +236,141 @@ def test_models_refuse_what_they_cannot_use():
 def test_numpy_embeddings_are_accepted():
     model = MatrixFactorization(torch.ones(2, 3).numpy(), torch.ones(1, 3).numpy())
     assert model.scores(torch.tensor([0, 1]), torch.tensor([0, 0])).tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_omitted_rows_are_left_out(kind, weighted, reduction):
+    model, data, objective = make_problem(kind=kind, weighted=weighted, reduction=reduction)
+    kept = torch.arange(len(data)) % 3 != 1
+    expected = objective.linearize(model, data.subset(kept))
+    got = objective.linearize(model, data, omitted=Omitted.of(data, kept))
+    v = direction(model)
+    assert got.value == pytest.approx(expected.value, rel=1e-12)
+    assert torch.equal(got.degree, expected.degree)
+    assert relative_error(got.gradient(), expected.gradient()) < 1e-12
+    assert relative_error(HessianOperator.at(got) @ v, HessianOperator.at(expected) @ v) < 1e-12
+
+
+@pytest.mark.parametrize("form", [float("inf"), -1.0], ids=["sliced", "gathered"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_the_value_of_some_rows_changes_as_the_whole(monkeypatch, form, kind):
+    monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+    model, data, objective = make_problem("path", kind=kind)
+    kept = torch.arange(len(data)) % 3 != 1
+    rows = torch.arange(5, 60, 7)
+    change = torch.zeros_like(model.embedding)
+    change[rows] = direction(model)[rows]
+    moved = model.with_embedding(model.embedding + change)
+    whole, some = (
+        objective.linearize(moved, data, *s, omitted=Omitted.of(data, kept)).value
+        - objective.linearize(model, data, *s, omitted=Omitted.of(data, kept)).value
+        for s in ((), (rows,))
+    )
+    assert some == pytest.approx(whole, rel=1e-10)
+
+
+def pairwise_objective(model, data, objective, embedding):
+    """Phi of equation (4) with the loss of equation (3), row by row; differentiable, float64."""
+    f = embedding
+    if isinstance(model, LightGCN):
+        f = model.propagate(torch.eye(model.n_nodes, dtype=torch.float64)) @ embedding
+    value, degree = torch.zeros((), dtype=torch.float64), torch.zeros(data.n_nodes)
+    weight = torch.ones(len(data)) if data.weight is None else data.weight
+    for row in range(len(data)):
+        user, item = int(data.user[row]), int(data.item[row]) + data.n_users
+        for negative in (data.negative[row] + data.n_users).tolist():
+            score = f[user] @ (f[item] - f[negative])
+            value = value + weight[row].double() * torch.nn.functional.softplus(-score)
+            degree[[user, item]] += 1
+            degree[negative] += 1
+    ridge = objective.l2 + objective.l2_per_sample * degree.double()
+    value = value + (ridge * embedding.square().sum(1)).sum() / 2
+    scale = len(data) * data.n_negatives if objective.reduction == "mean" else 1
+    return value / scale
+
+
+def make_pairwise(kind, *, weighted=False, **options):
+    model, data, objective = make_problem("isolated", kind=kind, loss="bpr", **options)
+    data = Interactions(
+        *(data.user, data.item),
+        n_users=data.n_users,
+        n_items=data.n_items,
+        weight=torch.rand(len(data)) if weighted else None,
+    ).with_negatives(2, seed=1)
+    if kind == "lightgcn":
+        model = model.with_graph(BipartiteGraph.from_interactions(data))
+    return model, data, objective
+
+
+@pytest.mark.parametrize("omit", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_the_pairwise_objective_matches_autograd(kind, weighted, reduction, omit):
+    model, data, objective = make_pairwise(kind, weighted=weighted, reduction=reduction)
+    kept = torch.arange(len(data)) % 3 != 1 if omit else torch.ones(len(data), dtype=torch.bool)
+    omitted = Omitted.of(data, kept) if omit else None
+    e = model.embedding.clone().requires_grad_()
+    value = pairwise_objective(model, data.subset(kept), objective, e)
+    (gradient,) = torch.autograd.grad(value, e, create_graph=True)
+    v = direction(model)
+    (product,) = torch.autograd.grad((gradient * v).sum(), e)
+    point = objective.linearize(model, data, omitted=omitted)
+    assert point.value == pytest.approx(float(value.detach()), rel=1e-12)
+    assert relative_error(point.gradient(), gradient.detach()) < 1e-12
+    assert relative_error(HessianOperator.at(point) @ v, product) < 1e-12
+    # The Gauss-Newton product, and some rows of both.
+    assert float((v * (GaussNewtonOperator.at(point) @ v)).sum()) > 0
+    rows = torch.arange(1, model.n_nodes, 4)
+    part = torch.zeros_like(v)
+    part[rows] = v[rows]
+    (product,) = torch.autograd.grad(
+        (
+            torch.autograd.grad(
+                pairwise_objective(model, data.subset(kept), objective, e), e, create_graph=True
+            )[0]
+            * part
+        ).sum(),
+        e,
+    )
+    some = objective.linearize(model, data, rows, omitted=omitted)
+    assert relative_error(HessianOperator.at(some) @ v[rows], product[rows]) < 1e-12
+
+
+@pytest.mark.parametrize("form", [float("inf"), -1.0, "all"])
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_a_linearisation_moves_to_other_embeddings(monkeypatch, loss, kind, form):
+    if form != "all":
+        monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+    maker = make_pairwise if loss == "bpr" else make_problem
+    model, data, objective = maker(kind=kind)
+    rows = () if form == "all" else (torch.arange(1, model.n_nodes, 4),)
+    moved = model.with_embedding(model.embedding + direction(model))
+    got = objective.linearize(model, data, *rows).at(moved)
+    expected = objective.linearize(moved, data, *rows)
+    assert got.value == expected.value
+    assert torch.equal(got.gradient(), expected.gradient())
+
+
+def test_what_a_pairwise_loss_asks_of_the_data():
+    model, data, objective = make_problem(loss="bpr")
+    with pytest.raises(ValueError, match="data: expected a negative item in each row"):
+        objective.check(model, data)
+    with pytest.raises(ValueError, match="label: expected positive rows alone for loss 'bpr'"):
+        objective.check(model, data.with_negatives())
+    model, data, objective = make_pairwise("mf", dtype=torch.float32)
+    with pytest.raises(ValueError, match="storage: expected None for loss 'bpr'"):
+        HessianOperator(model, data, objective, storage=torch.bfloat16)
+    with pytest.raises(ValueError, match="scope: expected 'exact' for loss 'bpr', got 'local'"):
+        HessianOperator(*make_pairwise("lightgcn"), rows=torch.arange(3), scope="local")
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_several_vectors_of_a_pairwise_loss(kind):
+    model, data, objective = make_pairwise(kind)
+    operator = HessianOperator(model, data, objective)
+    v = torch.stack([direction(model, 1), direction(model, 2)])
+    assert torch.equal(operator @ v, torch.stack([operator @ one for one in v]))

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from demo_bounds import check_demo
 
 from ifru_ext.demo import DemoSettings
@@ -15,14 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_the_python_examples_run(capsys):
     scope: dict[str, object] = {}
-    exec(example, scope)
+    for example in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(example, scope)
     before, after, summary = capsys.readouterr().out.splitlines()
     assert float(after.split()[-1]) > float(before.split()[-1])
     assert "rows forgotten, residual 0." in summary
-    assert scope["model_again"] is scope["model"]
+    assert len(scope["effects"]) == len(scope["data"])
+    assert torch.equal(scope["model_again"].embedding, scope["model"].embedding)
 
 
 def test_the_generated_parts_are_up_to_date(monkeypatch):

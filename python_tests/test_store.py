@@ -10,6 +10,7 @@ from problems import make_problem
 from safetensors.torch import save_file
 
 from ifru_ext import Interactions, load_model, save_model
+from ifru_ext.anchored import Anchor, Regime
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
 from ifru_ext.io import store
@@ -46,6 +47,26 @@ def test_round_trip(tmp_path, kind, ids, dtype):
     description = json.loads((tmp_path / "m" / "model.json").read_text())
     assert description["kind"] == kind
     assert description["data"]["fingerprint"] == data.fingerprint()
+
+
+@pytest.mark.parametrize("regime", Regime)
+def test_an_anchor_comes_back(tmp_path, regime):
+    model, data, objective = make_problem()
+    numbers = torch.rand(model.n_nodes, dtype=torch.float64)
+    early = regime is Regime.EARLY_STOPPED
+    linear = torch.rand_like(model.embedding) if regime is Regime.STATIONARY else None
+    anchor = Anchor(regime, numbers, 2 * numbers if early else None, linear)
+    save_model(tmp_path, model, objective, data, anchor)
+    stored = load_model(tmp_path).anchor
+    assert stored.regime is regime
+    for name in ("damping", "times", "linear"):
+        got, expected = (getattr(a, name) for a in (stored, anchor))
+        assert (got is None and expected is None) or torch.equal(got, expected)
+    wrong = Anchor(regime, numbers[1:], None, None)
+    with pytest.raises(ValueError, match="anchor: expected shapes"):
+        save_model(tmp_path, model, objective, data, wrong)
+    save_model(tmp_path, model, objective, data)
+    assert load_model(tmp_path).anchor is None
 
 
 def test_only_the_two_files_are_left(tmp_path):

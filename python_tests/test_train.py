@@ -130,3 +130,17 @@ def test_auc_counts_ties_one_half():
     assert auc(torch.tensor([0.0, 1.0, 1.0, 2.0]), label) == 0.875
     with pytest.raises(ValueError, match="labels: expected both classes, got 2 positive and 0"):
         auc(torch.zeros(2), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_a_pairwise_loss_ranks_rows_above_their_negatives(kind):
+    data = make_learnable(4000)
+    data = data.subset(data.positive).with_negatives(2)
+    objective = Objective("bpr", l2=0.5)
+    options = {"kind": kind, "dim": 8, "epochs": 5, "dtype": torch.float64, "batch_size": 256}
+    result = train(data, objective, polish_rtol=1e-6, **options)
+    assert result.polish.converged
+    assert result.epochs[-1] < result.epochs[0]
+    scores = result.model.scores
+    gap = scores(data.user, data.item) - scores(data.user, data.negative[:, 0])
+    assert float((gap > 0).double().mean()) > 0.7

@@ -16,9 +16,17 @@ from rich.table import Table
 
 from ifru_ext.bench.runner import BenchSettings, run_cg, run_hvp, run_propagate
 from ifru_ext.bench.shapes import VISIBLE, parse_shapes
-from ifru_ext.bench.timing import n_cores
+from ifru_ext.bench.timing import CPU, n_cores
+from ifru_ext.bench.unlearning import (
+    CASES,
+    METHODS,
+    REQUESTS,
+    Case,
+    UnlearningSettings,
+    run_unlearning,
+)
 from ifru_ext.device import as_device
-from ifru_ext.errors import InputError, as_integer
+from ifru_ext.errors import InputError, as_integer, listing
 from ifru_ext.files import write_atomic
 
 __all__ = ["bench"]
@@ -94,6 +102,152 @@ def cg_command(
     Example: ifru bench cg --shapes A,ml-100k --dims 64 --threads 1
     """
     _bench("cg", run_cg, shapes, dims, threads, repeats, path, device)
+
+
+_CASES = tuple(f"{case.data}/{case.name}" for case in CASES)
+_VISIBLE_CASES = tuple(name for name in _CASES if not name.startswith("tiny"))
+_DATA = tuple(dict.fromkeys(name.split("/")[0] for name in _VISIBLE_CASES))
+
+
+@bench.command("unlearn")
+def unlearn_command(
+    data: Annotated[
+        str, typer.Option(help=f"Data sets, or single cases: {','.join(_VISIBLE_CASES)}.")
+    ] = ",".join(_DATA),
+    requests: Annotated[str, typer.Option(help=f"Some of {','.join(REQUESTS)}.")] = ",".join(
+        REQUESTS
+    ),
+    methods: Annotated[str, typer.Option(help=f"Some of {','.join(METHODS)}.")] = ",".join(METHODS),
+    seeds: Annotated[int, typer.Option(help="Retrained models for each request.")] = 3,
+    sequential: Annotated[
+        int, typer.Option(help="Requests in a row that 1% of the rows are divided into; 0: none.")
+    ] = 100,
+    threads: Annotated[int, typer.Option(help="Of torch, in training and unlearning.")] = 1,
+    models: Annotated[
+        Path, typer.Option(help="Folder for trained models, which are not trained again.")
+    ] = Path("build/unlearn-models"),
+    path: JsonPath = None,
+) -> None:
+    """Unlearning against retraining: completeness, quality, and time from request to file.
+
+    ml-1m and gowalla are read from NAME.npz in the folder that IFRU_EXT_DATA names.
+
+    What an earlier run wrote to the file stays, but for what is measured again.
+
+    Example: ifru bench unlearn --data ml-100k --requests 1-user,1% --seeds 2
+    """
+    settings = UnlearningSettings(
+        cases=_cases(data),
+        requests=_names(requests),
+        methods=_names(methods),
+        seeds=as_integer("--seeds", seeds, 1),
+        models=models,
+        sequential=as_integer("--sequential", sequential, 0),
+        threads=max(_thread_counts(str(threads), CPU)),
+    )
+    target = _writable(_default_path("unlearn", CPU) if path is None else path)
+    earlier = _sections_of(target, "unlearn") if target.exists() else []
+
+    def keep(report: dict[str, Any]) -> None:
+        merged = {**report, "sections": _merged(earlier, report["sections"])}
+        write_atomic(target, (json.dumps(merged, indent=2, allow_nan=False) + "\n").encode())
+        _print_request(report["sections"][-1])
+
+    run_unlearning(settings, keep, lambda text: out.print(f"[dim]{text} ...[/dim]"))
+    out.print(f"Written: {target}", markup=False)
+
+
+def _sections_of(path: Path, benchmark: str) -> list[dict[str, Any]]:
+    try:
+        report = json.loads(path.read_bytes())
+        if report["benchmark"] == benchmark:
+            return list(report["sections"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"--json: expected no file or one of this benchmark, got {path}")
+
+
+def _merged(earlier: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each request once, in the order of cases and requests."""
+    order = [*REQUESTS, "sequential"]
+
+    def place(section: dict[str, Any]) -> tuple[int, int, bool]:
+        case = f"{section['data']}/{section['case']}"
+        position = _CASES.index(case) if case in _CASES else len(_CASES)
+        request = section["request"]
+        return (
+            position,
+            order.index(request) if request in order else len(order),
+            section["flipped"],
+        )
+
+    sections = {place(section): section for section in [*earlier, *measured]}
+    return [sections[at] for at in sorted(sections)]
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _cases(text: str) -> list[Case]:
+    """The cases named, or those of the data sets named, data sets together."""
+    names = _names(text)
+    unknown = [n for n in names if n not in _CASES and f"{n}/" not in {f"{c.data}/" for c in CASES}]
+    if unknown:
+        raise InputError(
+            f"--data: expected some of {','.join(_DATA)} or {','.join(_VISIBLE_CASES)}, "
+            f"got {listing(unknown)}"
+        )
+    return [
+        case for case, full in zip(CASES, _CASES, strict=True) if {case.data, full} & set(names)
+    ]
+
+
+def _print_request(section: dict[str, Any]) -> None:
+    flipped = " with flipped labels" if section["flipped"] else ""
+    out.print(
+        f"[bold]{section['data']}, {section['model']}[/bold]: {section['request']}{flipped}, "
+        f"{section['n_forgotten']:,} of {section['n_interactions']:,} rows"
+    )
+    for row in section["methods"]:
+        if section["request"] == "sequential":
+            out.print(
+                f"  {row['method']}: |dp| to retrained on forgotten rows, original "
+                f"{row['original_forget']:.4f}, in one {row['combined_forget']:.4f}, in "
+                f"{section['n_parts']} {row['parts_forget']:.4f}; on test rows "
+                f"{row['original_test']:.4f}, {row['combined_test']:.4f}, {row['parts_test']:.4f}"
+            )
+            continue
+        report = row["verification"]
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        table.add_column(row["method"], no_wrap=True)
+        for title, _ in _QUALITY:
+            table.add_column(title, justify="right")
+        for name in ("original", "unlearned", "retrained"):
+            values = [report[name][key] for _, key in _QUALITY]
+            table.add_row(name, *("" if v is None else f"{v:.4f}" for v in values))
+        out.print(table)
+        out.print(
+            f"residual {row['unlearning']['residual']:.2g}; {1e3 * row['seconds']:.0f} ms with "
+            f"writing, {row['times_faster']:.0f} times faster than retraining "
+            f"({section['retraining_seconds']:.1f} s), {row['times_faster_cpu']:.0f} by processor "
+            f"time; {report['completeness']['verdict']}"
+        )
+    out.print()
+
+
+_QUALITY = (
+    ("forgotten\nloss", "forget_loss"),
+    ("\n|dp|", "distance_forget"),
+    ("\nMIA", "membership"),
+    ("test\n|dp|", "distance_test"),
+    ("\nAUC", "test_auc"),
+    ("\nAUC or", "auc_or"),
+    ("\nAUC and", "auc_and"),
+    ("\nrecall", "recall"),
+    ("\nNDCG", "ndcg"),
+    ("\noverlap", "overlap"),
+)
 
 
 def _bench(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -33,6 +31,7 @@ from ifru_ext.bench.timing import (
     call_overhead,
     clock_of,
     interleave,
+    processor,
     thread_section,
 )
 from ifru_ext.environment import environment
@@ -112,7 +111,7 @@ def _run(
         "benchmark": name,
         "environment": {
             **environment(torch.float32),
-            "processor": _processor(),
+            "processor": processor(),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
             "gpu": _gpu(settings.device),
         },
@@ -281,16 +280,6 @@ def _overhead(raw: Callable[[], object], wrapped: Callable[[], object]) -> dict[
 def _gpu(device: torch.device) -> str | None:
     """The GPU's name, where one is measured."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
-
-
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import platform
 import random
 import re
 import statistics
@@ -36,6 +37,7 @@ __all__ = [
     "extra_memory",
     "interleave",
     "n_cores",
+    "processor",
     "thread_section",
 ]
 
@@ -199,6 +201,16 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ifru_ext._native import native
 from ifru_ext.adjacency import Adjacency
+from ifru_ext.anchored import Anchor, Regime
 from ifru_ext.errors import InputError
 from ifru_ext.files import write_atomic
 from ifru_ext.graph import BipartiteGraph
@@ -36,6 +37,7 @@ _FORMAT = "ifru-ext model 1"
 _TENSORS = "model.safetensors"
 _DESCRIPTION = "model.json"
 _ID_MAPS = ("user_ids", "item_ids")
+_ANCHOR_PARTS = ("damping", "times", "linear")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class StoredModel:
         user_ids: Original ids of the users, or None.
         item_ids: Original ids of the items, or None.
         fingerprint: Of the interactions; see `Interactions.fingerprint`.
+        anchor: Of a model that was unlearned: what the next request needs; else None.
     """
 
     model: RecommenderModel
@@ -55,6 +58,7 @@ class StoredModel:
     user_ids: IdMap | None
     item_ids: IdMap | None
     fingerprint: str
+    anchor: Anchor | None = None
 
     def check_data(self, data: Interactions) -> None:
         """Checks that these are the interactions that the model stands on.
@@ -79,6 +83,7 @@ def save_model(
     model: RecommenderModel,
     objective: Objective,
     data: Interactions,
+    anchor: Anchor | None = None,
 ) -> None:
     """Writes a model; an existing one in the folder is replaced in one step.
 
@@ -91,9 +96,10 @@ def save_model(
         model: The model.
         objective: What it was trained on.
         data: The interactions that it stands on: their fingerprint and original ids are kept.
+        anchor: `UnlearnResult.anchor` of a model that was unlearned.
 
     Raises:
-        ValueError: Model and data have different sizes.
+        ValueError: Model and data, or model and anchor, have different sizes.
         OSError: The folder cannot be written to. Nothing was changed, unless the text says that the
             model is written and its description is not.
     """
@@ -124,6 +130,14 @@ def save_model(
     for name, ids in zip(_ID_MAPS, (data.user_ids, data.item_ids), strict=True):
         if ids is not None:
             tensors.update(_ids_to_tensors(name, ids))
+    if anchor is not None:
+        anchor.check(model)
+        description["anchor"] = anchor.regime.value
+        tensors.update(
+            (f"anchor.{name}", part)
+            for name in _ANCHOR_PARTS
+            if (part := getattr(anchor, name)) is not None
+        )
     text = json.dumps(description, indent=2, allow_nan=False)
     content = save({k: t.contiguous() for k, t in tensors.items()}, metadata={"ifru_ext": text})
     path = Path(folder)
@@ -194,12 +208,18 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
     ):
         if size != expected:
             raise InputError(f"{name}: expected {expected} as in the embeddings, got {size}")
+    anchor = None
+    if "anchor" in description:
+        times, linear = (tensors.get(f"anchor.{part}") for part in _ANCHOR_PARTS[1:])
+        anchor = Anchor(Regime(description["anchor"]), tensors["anchor.damping"], times, linear)
+        anchor.check(model)
     return StoredModel(
         model=model,
         objective=Objective(**description["objective"]),
         user_ids=user_ids,
         item_ids=item_ids,
         fingerprint=str(description["data"]["fingerprint"]),
+        anchor=anchor,
     )
 
 

@@ -43,7 +43,7 @@ _NUMBER = re.compile(r"(?<![\w.<{])([0-9]+)(?![\w.>}])")
 _ARRAY = re.compile(r"^\s*(?!return\b)[\w:]+(?:<[^>]*>)?\*? \w+\[")
 _STATEMENT = re.compile(r"^\s+((?:[\w.:\[\]]+ = .*|[\w.:]+(?:<[\w, ]*>)?\(.*\));)$")
 _CONDITION = re.compile(r"\b(if|while) \(")
-_CHOICE = re.compile(r"(?:(?<=return )|(?<== )|(?<=\())[\w.]+(?= \? )")
+_CHOICE = re.compile(r"(?:(?<=return )|(?<= = )|(?<=\())[\w.]+(?= \? )")
 _LOGICAL = re.compile(r" (&&|\|\|) ")
 
 

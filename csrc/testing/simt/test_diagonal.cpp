@@ -151,13 +151,13 @@ void check_broken(int64_t d, int64_t length, bool pairs) {
 template <class T, class I>
 void check_all() {
   const std::vector<int64_t> ragged = {3, 0, 1, 33, 0, 7};
-  for (const int64_t d : {0, 1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 70}) {
+  for (const int64_t d : {0, 1, 7, 16, 17, 32, 33, 70}) {
     check_blocks<T, I>(ragged, d, false, true);
     check_blocks<T, I>(ragged, d, true, false);
   }
   check_blocks<T, I>({}, 16, true, true);
-  check_blocks<T, I>({0, 31, 700, 32, 64}, 16, true, true);  // a hub, and whole stages
-  check_blocks<T, I>({100}, 130, true, true);
+  check_blocks<T, I>({0, 31, 300, 32, 64}, 16, true, true);  // several stages, and whole ones
+  check_blocks<T, I>({40}, 100, true, true);
   for (const int64_t d : {0, 1, 4, 7, 16, 32, 33, 64, 128, 130, 260}) {
     check_diagonal<T, I>(ragged, d, false, true);
     check_diagonal<T, I>(ragged, d, true, false);
@@ -166,7 +166,6 @@ void check_all() {
   check_diagonal<T, I>({0, 513, 1100, 512, 1}, 16, true, true);  // hubs
   check_diagonal<T, I>({700, 2}, 130, false, false);
   check_broken<T, I>(5, 40, false);
-  check_broken<T, I>(16, 1100, true);
 }
 
 }  // namespace
@@ -176,6 +175,7 @@ void test_diagonal() {
   check_all<float, int64_t>();
   check_all<double, int32_t>();
   check_all<double, int64_t>();
+  check_broken<float, int64_t>(8, 600, true);  // in a hub
 }
 
 }  // namespace ifru::test

@@ -1,0 +1,297 @@
+"""The objective that unlearning minimises, and what it takes over from a model's training.
+
+A model is seldom at a minimum of what it was trained on. What it had not learned must not be
+learned now, so its own gradient rho is subtracted: the anchored objective of equation (10),
+
+    Psi(E) = Phi_retained(E) - <rho, E> + 1/2 sum_n mu_n |e_n - e^_n|^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ifru_ext import ops
+from ifru_ext.errors import InputError
+from ifru_ext.linearization import (
+    GatheredLinearization,
+    Linearization,
+    RestrictedLinearization,
+)
+from ifru_ext.models import RecommenderModel
+from ifru_ext.operators import HessianOperator
+from ifru_ext.removal import Removal
+
+__all__ = [
+    "Anchor",
+    "AnchoredObjective",
+    "AnchoredPoint",
+    "Regime",
+    "Start",
+    "implied_ridge",
+    "pooled_ridge",
+    "stopping_times",
+]
+
+
+class Regime(Enum):
+    """How a model's training had ended.
+
+    CONVERGED: at a minimum, as far as it was trained. Psi needs no anchor: rho is left out, so that
+    what is minimised is the retained objective itself.
+    STATIONARY: near enough to a minimum for what is asked; anchored by rho.
+    EARLY_STOPPED: on the way to one, or to none.
+    """
+
+    CONVERGED = "converged"
+    STATIONARY = "stationary"
+    EARLY_STOPPED = "early_stopped"
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What an unlearned model keeps of its training, for requests to come.
+
+    Its own gradient no longer shows how its training had ended: it holds what earlier requests
+    left. With this the next request minimises the objective that one request for all would have.
+
+    The rows of erased users and items are zero. The others of `linear` are as small as the model's
+    gradient was; they sum over all its interactions, the forgotten ones too.
+
+    Attributes:
+        regime: How the training had ended.
+        damping: [N] float64 mu.
+        times: [N] float64, the stopping times of the rows of a model stopped early; else None.
+        linear: [N, d] rho + mu o e^, the linear term of Psi, for a stationary model; else None: a
+            converged one needs none, and one stopped early starts every request from the gradient
+            that it finds.
+    """
+
+    regime: Regime
+    damping: Tensor
+    times: Tensor | None
+    linear: Tensor | None
+
+    def check(self, model: RecommenderModel) -> None:
+        """Checks that it is of a model of this size.
+
+        Raises:
+            InputError: It is not, or holds NaN or infinity.
+        """
+        parts = self.damping, self.times, self.linear
+        sizes = [model.n_nodes], [model.n_nodes], list(model.embedding.shape)
+        shapes = [None if part is None else list(part.shape) for part in parts]
+        expected = [None if part is None else size for part, size in zip(parts, sizes, strict=True)]
+        if shapes != expected:
+            raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
+        if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+            raise InputError("anchor: expected finite numbers, got NaN or infinity")
+
+
+def implied_ridge(point: Linearization) -> Tensor:
+    """The ridge that early stopping implied, read off the model; section 11b of the design.
+
+    Had the model minimised Phi + 1/2 sum_n mu_n |e_n|^2, then mu_n = -<grad_n Phi, e_n> / |e_n|^2.
+    Single rows are noisy, so numerator and denominator are pooled over rows of like degree (powers
+    of two). Near a stationary point of Phi the result is near zero: nothing is implied.
+
+    Args:
+        point: All interactions at the trained model.
+
+    Returns:
+        [N] float64, not negative; zero for rows without interactions.
+    """
+    return pooled_ridge(point.gradient(), point.model.embedding, point.degree)
+
+
+def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
+    """`implied_ridge` of a gradient [N, d] that is known."""
+    embedding = embedding.double()
+    pulled = -(gradient.double() * embedding).sum(1)
+    return _pooled_ratio(pulled, embedding.square().sum(1), degree).clamp_min(0.0)
+
+
+def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
+    """How long each row had been trained when training was stopped; section 11b of the design.
+
+    A gradient flow from 0 along a direction of curvature c is at (1 - e^(-T c)) / c b at time T,
+    where the implied ridge is c / (e^(T c) - 1). So T_n = ln(1 + c_n / mu_n) / c_n with mu_n the
+    implied ridge and c_n = <e_n, C_nn e_n> / |e_n|^2 of the row's own Gauss-Newton block, pooled
+    likewise. The block's part is half of <e_n, (C E)_n>: a score is linear in either of its rows.
+    Where mu_n is less than c_n / 100, that is taken: such a row counts as trained to its end.
+
+    Args:
+        point: All interactions at the trained model.
+        ridge: [N] `implied_ridge`.
+
+    Returns:
+        [N] float64; zero for rows without interactions.
+    """
+    embedding = point.model.embedding
+    product = point.product(embedding, torch.zeros_like(point.ridge), exact=False).double()
+    own = embedding.double()
+    squares = own.square().sum(1)
+    curved = (product * own).sum(1) / 2 + point.ridge.double() * squares
+    c = _pooled_ratio(curved, squares, point.degree)
+    # Beyond a hundredth of the way off there is nothing left to follow, but for what negative
+    # curvature would blow up.
+    mu = torch.maximum(ridge, 0.01 * c)
+    return torch.where(c > 0, torch.log1p(c / mu) / c, torch.where(mu > 0, 1 / mu, 0.0))
+
+
+def _pooled_ratio(numerator: Tensor, denominator: Tensor, degree: Tensor) -> Tensor:
+    """[N] float64: the ratio of the sums over rows of like degree; zero without interactions."""
+    # frexp is exact: bin b holds the degrees of [2^(b-1), 2^b), bin 0 the isolated rows.
+    group = torch.frexp(degree.double()).exponent.long()
+    n_groups = int(group.max()) + 1
+    above, below = (
+        numerator.new_zeros(n_groups).index_add(0, group, x) for x in (numerator, denominator)
+    )
+    ratio = above / below.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(degree > 0, ratio[group], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where unlearning starts from: the retained objective at the model as it came.
+
+    Attributes:
+        removal: The request.
+        rows: [S] int64 node ids, ascending, that may change; None for all.
+        g: [S, d] float64, what the forgotten interactions had contributed; equation (8).
+        linearization: Of the retained objective, on these rows.
+        gradient: [S, d] float64, its gradient.
+    """
+
+    removal: Removal
+    rows: Tensor | None
+    g: Tensor
+    linearization: Linearization | RestrictedLinearization
+    gradient: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        removal: Removal,
+        rows: Tensor | None,
+        dtype: torch.dtype | None = None,
+        g: Tensor | None = None,
+    ) -> Start:
+        """Computes it; in the model's dtype unless another is given, and with a g that is known."""
+        model = removal.start
+        if dtype is not None and dtype != model.dtype:
+            model = model.to(dtype)
+        g = removal.forget_gradient(rows) if g is None else g
+        linearize, data, omitted = removal.objective.linearize, removal.data, removal.omitted
+        point: Linearization | RestrictedLinearization
+        if rows is None:
+            point = linearize(model, data, omitted=omitted)
+        else:
+            point = linearize(model, data, rows, omitted=omitted)
+        return cls(removal, rows, g, point, point.gradient().double())
+
+    @property
+    def rho(self) -> Tensor:
+        """[S, d] float64: the gradient of what the model was trained on, at the model."""
+        return self.gradient + self.g
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """[S, d]: the rows that may change."""
+        embedding = self.linearization.model.embedding
+        return embedding if self.rows is None else embedding[self.rows]
+
+    def restricted(self, rows: Tensor) -> Start:
+        """For fewer rows [R], of those of this one."""
+        at = rows if self.rows is None else torch.searchsorted(self.rows, rows)
+        whole = self.whole
+        if whole is not None and self.removal.objective.gathers(whole, rows):
+            part = GatheredLinearization(whole.model, rows, whole.ridge[rows], whole)
+            return Start(self.removal, rows, self.g[at], part, self.gradient[at])
+        return Start.of(self.removal, rows, self.linearization.model.dtype, self.g[at])
+
+    @property
+    def whole(self) -> Linearization | None:
+        """The linearisation of all rows, where it was made."""
+        point = self.linearization
+        if isinstance(point, GatheredLinearization):
+            return point.full
+        return point if isinstance(point, Linearization) else None
+
+
+class AnchoredObjective:
+    """Psi over the rows that may change, up to a constant.
+
+    Written about the start x0: grad Psi = grad Phi_retained - b + mu o (x - x0), with b = 0 for a
+    converged model and else rho, unless an earlier request has left its anchor.
+
+    Args:
+        start: The start.
+        damping: [N] float64 mu.
+        regime: How training had ended.
+        anchor: Of the model, if it was unlearned before.
+    """
+
+    def __init__(
+        self, start: Start, damping: Tensor, regime: Regime, anchor: Anchor | None = None
+    ) -> None:
+        def own(x: Tensor) -> Tensor:
+            return x if start.rows is None else x[start.rows]
+
+        self._start = start
+        x0 = start.embedding
+        mu = own(damping)
+        linear = torch.zeros_like(start.g) if regime is Regime.CONVERGED else start.rho
+        if anchor is not None and anchor.linear is not None:
+            linear = own(anchor.linear).double() - mu[:, None] * x0.double()
+        self.linear = linear.to(x0.dtype)
+        self.damping = mu.to(x0.dtype)
+        self.x0 = x0
+        # Subtracted before it is rounded: it is much smaller than either.
+        gradient = (start.gradient - linear).to(x0.dtype)
+        self.start = AnchoredPoint(self, start.linearization, x0, gradient)
+
+    def model(self, x: Tensor) -> RecommenderModel:
+        """The model whose rows are x [S, d]."""
+        return self._start.linearization.model.with_rows(self._start.rows, x)
+
+    def at(self, x: Tensor) -> AnchoredPoint:
+        """The point x [S, d]."""
+        if x is self.x0:
+            return self.start
+        point = self._start.linearization.at(self.model(x))
+        pull = self.damping[:, None] * (x - self.x0)
+        return AnchoredPoint(self, point, x, point.gradient() - self.linear + pull)
+
+
+class AnchoredPoint:
+    """Psi at one point, for `trust_region_newton`.
+
+    Attributes:
+        linearization: Of the retained objective.
+        damping: [S] mu.
+        value: Psi, up to a constant.
+        gradient: [S, d].
+    """
+
+    def __init__(
+        self,
+        psi: AnchoredObjective,
+        linearization: Linearization | RestrictedLinearization,
+        x: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        self.linearization = linearization
+        self.damping = psi.damping
+        self.gradient = gradient
+        step = x - psi.x0
+        terms = 0.5 * psi.damping[:, None] * step - psi.linear
+        self.value = linearization.value + float(ops.dot(terms, step))
+
+    def hessian(self) -> HessianOperator:
+        """The exact Hessian of Psi."""
+        return HessianOperator.at(self.linearization, self.damping)

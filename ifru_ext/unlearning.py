@@ -1,0 +1,438 @@
+"""Unlearning: what retraining without some rows would have produced.
+
+`unlearn` minimises the anchored retained objective (`ifru_ext.anchored`), by one influence step,
+equation (9), or by Newton steps to a residual asked for, equation (11). The report states what is
+left of its gradient: the certificate of equation (12).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ifru_ext.anchored import Anchor, AnchoredObjective, Regime, Start, implied_ridge
+from ifru_ext.choices import (
+    FILTER_STEPS,
+    MAX_MATVECS_AUTO,
+    Curvature,
+    Method,
+    Prepared,
+    Solver,
+    newton_at_a_minimum,
+    newton_tolerance,
+    precise_enough,
+    prepare,
+    ratio,
+    rows_of,
+    solver_tolerance,
+)
+from ifru_ext.environment import environment
+from ifru_ext.forget import Forget
+from ifru_ext.graph import BipartiteGraph
+from ifru_ext.interactions import Interactions, Omitted
+from ifru_ext.minimize import Solution, filter_step, influence_step, newton_steps
+from ifru_ext.models import RecommenderModel
+from ifru_ext.newton import value_rounding
+from ifru_ext.objective import Objective
+from ifru_ext.operators import GaussNewtonOperator, HessianOperator
+from ifru_ext.pruning import Pruning
+from ifru_ext.removal import Erase, Removal, Spillover, parse
+from ifru_ext.report.unlearning import CERTIFICATE_TEXT, UnlearnReport
+from ifru_ext.solvers import SolveResult, norm
+
+__all__ = [
+    "Curvature",
+    "Method",
+    "UnlearnReport",
+    "UnlearnResult",
+    "implied_ridge",
+    "unlearn",
+]
+
+_OPERATORS: dict[Curvature, type[GaussNewtonOperator] | type[HessianOperator]] = {
+    Curvature.GAUSS_NEWTON: GaussNewtonOperator,
+    Curvature.HESSIAN: HessianOperator,
+}
+_MAX_ITERATIONS = 500
+_MAX_NEWTON_STEPS = 50
+_SMALLEST_STEP = 2.0**-20
+# The solution itself first.
+_STRENGTHS = (1.0, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5)
+
+
+@dataclass(frozen=True, eq=False)
+class UnlearnResult:
+    """An unlearned model with its evidence.
+
+    Attributes:
+        model: The new model, on the new graph.
+        solve: What the solver did; its x is the change [S, d] of the rows solved for, before it is
+            cut or multiplied by a strength.
+        report: The numbers.
+    """
+
+    model: RecommenderModel
+    solve: SolveResult
+    report: UnlearnReport
+    _undo: _Undo
+
+    @cached_property
+    def retained(self) -> Interactions:
+        """The interactions that are left, in their order; made when asked for."""
+        return self._undo.data.subset(self._undo.omitted.kept)
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        """What the next request to the new model needs as `anchor`; made when asked for."""
+        return self._undo.next_anchor(self.model)
+
+    def undo(self) -> RecommenderModel:
+        """The model as it was before, bit for bit. It still holds what was to be forgotten.
+
+        For it the result keeps the old values of the rows that were changed, and the old graph.
+        """
+        return self._undo.model(self.model)
+
+    def certify(self) -> float:
+        """|gradient of the anchored objective| / |g| over all rows that are not erased.
+
+        It is `report.residual_all`, measured now where the report left it out because it costs
+        more than the request had.
+        """
+        measured = self.report.residual_all
+        return self._undo.residual_of_all(self.model) if measured is None else measured
+
+
+def unlearn(
+    model: RecommenderModel,
+    data: Interactions,
+    forget: Forget,
+    *,
+    objective: Objective,
+    method: Method | str = Method.AUTO,
+    curvature: Curvature | str = "auto",
+    pruning: Pruning | None = None,
+    damping: float | Tensor | str = "auto",
+    solver: Solver | str = Solver.AUTO,
+    spillover: Spillover | str = Spillover.EXACT,
+    erase: Erase | str = Erase.ZERO,
+    rtol: float | None = None,
+    maxiter: int | None = None,
+    anchor: Anchor | None = None,
+    validation: Interactions | None = None,
+    callback: Callable[[int, float], None] | None = None,
+) -> UnlearnResult:
+    """Removes interactions from a trained model as if it had been trained without them.
+
+    Users and items keep their numbers. One whose last interaction goes is erased: its row is data
+    about it, and does not stay.
+
+    "newton" takes trust-region Newton steps on the anchored objective Psi, equations (10, 11), with
+    the exact Hessian, until the gradient that is left is at most `rtol` of what the forgotten rows
+    had contributed. It suits models trained to a stationary point. "influence" takes one step of
+    equation (9). "auto" takes the first for a model that is stationary and whose Hessian shows no
+    negative curvature, else the second. For a model stopped early the step goes no further than
+    training had, row by row, and changes the rows of hop 0.
+
+    Args:
+        model: The trained model; a LightGCN on the graph of the positives of `data`.
+        data: All rows that it was trained on.
+        forget: The rows to forget.
+        objective: What the model was trained on.
+        method: "auto", "newton" or "influence".
+        curvature: Of the influence step: "gauss_newton" or "hessian", in which "cg" may meet
+            negative curvature; "auto" is the first with "cg", the second with "filter".
+        pruning: Which rows may change. By default those of hop 0 for a model stopped early, else
+            all.
+        damping: mu: a number, one per row [N], or "auto" for the ridge that early stopping implied.
+        solver: Of the influence step: "cg" solves with the damping mu; "filter" follows the
+            gradient flow for as long as training had, for a model stopped early, without a damping
+            given; "auto" is the filter there.
+        spillover: "exact", or the 1 % rule of the "paper" (influence only, for comparison).
+        erase: What an erased row becomes: "zero", or the "mean" of its side's rows.
+        rtol: Of Newton's residual, by default 1e-4 for "newton", and where "auto" takes its steps
+            1e-3 or as far as the model was trained; of "cg", by default 1e-2, or 0.3 for a model
+            stopped early; of the last change by "filter", 1e-2.
+        maxiter: Limit on iterations; by default 500 for "cg", 15 for "filter", 50 Newton steps.
+        anchor: For a model that was unlearned before: the `anchor` of that result. It spares the
+            passes over all data that tell how training had ended.
+        validation: Held-out rows with labels. The change of the embeddings is then multiplied by
+            the strength, of a few between 0.5 and 1.5, whose mean loss on them is the least.
+        callback: Called with iteration and residual norm, for newton with step and gradient norm.
+
+    Returns:
+        The new model and the report. Nothing passed in is changed.
+
+    Raises:
+        ValueError: An argument is wrong; the model does not fit the data; the request selects
+            nothing or everything.
+    """
+    matrix: Curvature = parse(Curvature, "curvature", curvature)
+    spill: Spillover = parse(Spillover, "spillover", spillover)
+    way: Solver = parse(Solver, "solver", solver)
+    influence_only = {}
+    if matrix is Curvature.GAUSS_NEWTON:
+        influence_only["curvature"] = matrix.value
+    if spill is not Spillover.EXACT:
+        influence_only["spillover"] = spill.value
+    if way is not Solver.AUTO:
+        influence_only["solver"] = way.value
+    begin = time.perf_counter()
+    p = prepare(
+        *(model, data, forget, objective),
+        method=method,
+        influence_only=influence_only,
+        pruning=pruning,
+        damping=damping,
+        erase=erase,
+        anchor=anchor,
+    )
+    removal, start, mu, reasons = p.removal, p.start, p.damping, p.reasons
+
+    with p.phase("solve"):
+        solution: Solution | None = None
+        psi = AnchoredObjective(start, mu, p.regime, anchor)
+        g_norm = norm(start.g)
+        if p.newton:
+            tolerance = newton_tolerance(rtol, start, p.method, reasons)
+            precise = precise_enough(start, tolerance, reasons)
+            if precise is not start:
+                psi = AnchoredObjective(precise, mu, p.regime, anchor)
+            newton = partial(
+                newton_steps,
+                psi,
+                gtol=tolerance * g_norm,
+                max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
+                max_matvecs=MAX_MATVECS_AUTO if p.method is Method.AUTO else None,
+                callback=callback,
+            )
+            if p.method is Method.AUTO:
+                solution = newton_at_a_minimum(newton, start, mu, reasons)
+            else:
+                solution = newton(convex_only=False)
+        used, kind = Method.NEWTON, Curvature.HESSIAN
+        if solution is None:
+            used = Method.INFLUENCE
+            kind = Curvature.GAUSS_NEWTON if matrix is Curvature.AUTO else matrix
+            filtered = p.filtered(way)
+            if filtered and matrix is Curvature.AUTO:
+                kind = Curvature.HESSIAN  # which the filter bears, and which is nearer
+            tolerance = solver_tolerance(rtol, p.regime, filtered, reasons)
+            rhs = -psi.start.gradient
+            if spill is Spillover.PAPER:
+                rhs = removal.forget_gradient(start.rows, spill).to(rhs.dtype)
+            if filtered:
+                solution = filter_step(
+                    *(psi, _OPERATORS[kind], rhs, p.own_times()),
+                    rtol=tolerance,
+                    num_steps=FILTER_STEPS if maxiter is None else maxiter,
+                    callback=callback,
+                )
+            else:
+                solution = influence_step(
+                    *(psi, _OPERATORS[kind], rhs),
+                    rtol=tolerance,
+                    maxiter=_MAX_ITERATIONS if maxiter is None else maxiter,
+                    callback=callback,
+                )
+                if p.regime is not Regime.EARLY_STOPPED:
+                    solution = _descending(psi, solution, reasons)
+
+    x = solution.x
+    if validation is not None:
+        with p.phase("validation"):
+            strength = _strength(psi, solution.x - psi.x0, validation, removal.objective)
+            x = psi.x0 + strength * (solution.x - psi.x0)
+        reasons.append(
+            f"strength {strength:g}: least loss on {len(validation)} validation rows; their labels "
+            "were used"
+        )
+
+    with p.phase("certificate"):
+        result = psi.model(x).to(model.dtype)  # checks that it is finite
+        undo = _Undo.of(p)
+        residual = ratio(_left(psi, result, start.rows), g_norm)
+        residual_all = None
+        if p.selection is None:
+            residual_all = residual
+        elif p.everything is not None:
+            psi_all = AnchoredObjective(p.everything, mu, p.regime, anchor)
+            residual_all = ratio(_left(psi_all, result, p.everything.rows), norm(p.everything.g))
+        elif _affordable(data, start.rows, solution.solve.num_matvecs):
+            residual_all = undo.residual_of_all(result)
+    p.seconds["total"] = time.perf_counter() - begin
+
+    solve = solution.solve
+    kept_mu = mu if start.rows is None else mu[start.rows]
+    report = UnlearnReport(
+        method=used.value,
+        curvature=kind.value,
+        regime=p.regime.value,
+        request=forget.describe(),
+        n_interactions=len(data),
+        n_forgotten=len(removal.omitted.rows),
+        erased_users=int((removal.erased < data.n_users).sum()),
+        erased_items=int((removal.erased >= data.n_users).sum()),
+        n_rows=len(psi.x0),
+        pruning=None if p.selection is None else p.selection.to_json(),
+        gradient_norm=g_norm,
+        stationarity=ratio(norm(start.rho), g_norm),
+        damping={
+            "min": float(kept_mu.min()),
+            "mean": float(kept_mu.mean()),
+            "max": float(kept_mu.max()),
+        },
+        residual=residual,
+        residual_all=residual_all,
+        certificate=CERTIFICATE_TEXT,
+        relative_change=ratio(norm(x - psi.x0), norm(psi.x0)),
+        newton_steps=solution.num_steps,
+        solve_reason=f"{solve.reason.name}: {solve.reason.value}",
+        solve_converged=solve.converged,
+        solve_iterations=solve.num_iters,
+        solve_matvecs=solve.num_matvecs,
+        solve_residual=ratio(solve.residual_norm, solve.rhs_norm),
+        solve_rtol=tolerance,
+        reasons=tuple(reasons),
+        seconds=p.seconds,
+        environment=environment(model.dtype),
+    )
+    return UnlearnResult(result, solve, report, undo)
+
+
+@dataclass(frozen=True, eq=False)
+class _Undo:
+    """What leads back from the new model, and on to the next request.
+
+    The model as it came is not held, only the rows that were changed: after a request of one user
+    it would be most of the memory.
+    """
+
+    data: Interactions
+    objective: Objective
+    omitted: Omitted
+    touched: Tensor
+    erased: Tensor
+    graph: BipartiteGraph | None
+    rows: Tensor | None
+    old: Tensor
+    regime: Regime
+    damping: Tensor
+    times: Tensor | None
+    anchor: Anchor | None
+
+    @classmethod
+    def of(cls, p: Prepared) -> _Undo:
+        removal, rows = p.removal, p.start.rows
+        embedding = removal.model.embedding
+        if rows is not None:
+            rows = torch.cat([rows, removal.erased]).sort().values
+            embedding = embedding[rows]
+        return cls(
+            data=removal.data,
+            objective=removal.objective,
+            omitted=removal.omitted,
+            touched=removal.touched,
+            erased=removal.erased,
+            graph=removal.model.graph,
+            rows=rows,
+            old=embedding,
+            regime=p.regime,
+            damping=p.damping,
+            times=p.times,
+            anchor=p.anchor,
+        )
+
+    def model(self, new: RecommenderModel) -> RecommenderModel:
+        """The model as it came."""
+        rows = self.rows
+        embedding = self.old if rows is None else new.embedding.index_copy(0, rows, self.old)
+        return new.with_graph(self.graph).with_embedding(embedding)
+
+    def removal(self, new: RecommenderModel) -> Removal:
+        """The request again."""
+        old = self.model(new)
+        embedding = old.embedding.index_copy(0, self.erased, new.embedding[self.erased])
+        start = new.with_embedding(embedding)
+        return Removal(
+            *(old, self.data, self.objective, self.omitted, self.touched, self.erased, start)
+        )
+
+    def residual_of_all(self, new: RecommenderModel) -> float:
+        """The residual over all rows that are not erased."""
+        removal = self.removal(new)
+        start = Start.of(removal, rows_of(removal, None)[1])
+        psi = AnchoredObjective(start, self.damping, self.regime, self.anchor)
+        return ratio(_left(psi, new, start.rows), norm(start.g))
+
+    def next_anchor(self, new: RecommenderModel) -> Anchor:
+        """The anchor that the new model has, without a trace in the rows erased."""
+        live = self.removal(new).live
+        damping = torch.where(live, self.damping, 0.0)
+        times = None if self.times is None else torch.where(live, self.times, 0.0)
+        linear = None if self.anchor is None else self.anchor.linear
+        if self.anchor is None and self.regime is not Regime.EARLY_STOPPED:
+            linear = self._linear(new, damping)
+        if linear is not None:
+            linear = torch.where(live[:, None], linear, 0.0)
+        return Anchor(self.regime, damping, times, linear)
+
+    def _linear(self, new: RecommenderModel, damping: Tensor) -> Tensor | None:
+        """[N, d]: rho, as far as it counts, and mu o e^; None where both are zero."""
+        old = self.model(new)
+        if self.regime is Regime.STATIONARY:
+            rho = self.objective.gradient(old, self.data)
+        elif bool(damping.any()):
+            rho = torch.zeros_like(old.embedding)
+        else:
+            return None
+        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
+
+
+def _descending(psi: AnchoredObjective, solution: Solution, reasons: list[str]) -> Solution:
+    """The step, halved until it does not raise Psi.
+
+    The Gauss-Newton matrix does not see how far a rotation of the embeddings goes: of many requests
+    in a row, each would go on from what the last one overshot.
+    """
+    delta, shrink = solution.x - psi.x0, 1.0
+    highest = psi.start.value + value_rounding(psi.start.value, delta.dtype)
+    while shrink > _SMALLEST_STEP and not psi.at(psi.x0 + shrink * delta).value <= highest:
+        shrink /= 2
+    if shrink == 1.0:
+        return solution
+    reasons.append(f"step cut to {shrink:g}: in full it would raise the objective")
+    return dataclasses.replace(solution, x=psi.x0 + shrink * delta)
+
+
+def _strength(
+    psi: AnchoredObjective, delta: Tensor, validation: Interactions, objective: Objective
+) -> float:
+    """The one of `_STRENGTHS` whose loss on the validation rows is the least; of equals the first.
+
+    Raises:
+        InputError: The rows do not fit the model or the loss.
+    """
+    plain = Objective(loss=objective.loss)
+
+    def loss(strength: float) -> float:
+        return plain.value(psi.model(psi.x0 + strength * delta), validation)
+
+    return min(_STRENGTHS, key=loss)
+
+
+def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> float:
+    """|gradient of Psi| at a model, over the rows that psi is about."""
+    x = model.embedding if rows is None else model.embedding[rows]
+    return norm(psi.at(x.to(psi.x0.dtype)).gradient)
+
+
+def _affordable(data: Interactions, rows: Tensor | None, num_matvecs: int) -> bool:
+    """Whether two passes over all interactions, from both ends, visit no more than the solve."""
+    return 4 * len(data) <= num_matvecs * int(data.degrees(rows).sum())
