@@ -136,10 +136,6 @@ class Device(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
 
-    def __exit__(self, *exception):
-        torch._C._set_only_lift_cpu_tensors(False)
-        return super().__exit__(*exception)
-
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if op._can_decompose():  # in inference mode they come whole: `to` is none of those below
