@@ -177,7 +177,7 @@ def prepare(
     reasons: list[str] = []
     with _phase(seconds, "prepare"):
         removal = Removal.of(model, data, forget, objective, erase)
-        given = _given_damping(damping, data.n_nodes, anchor)
+        given = _given_damping(damping, data, anchor)
         if anchor is not None:
             anchor.check(model)
         known_early = anchor is not None and anchor.regime is Regime.EARLY_STOPPED
@@ -212,16 +212,16 @@ def prepare(
 
 
 def _given_damping(
-    damping: float | Tensor | str, n_nodes: int, anchor: Anchor | None
+    damping: float | Tensor | str, data: Interactions, anchor: Anchor | None
 ) -> Tensor | None:
-    """[N] float64, or None where it is left to the program."""
+    """[N] float64 beside the data, or None where it is left to the program."""
     if isinstance(damping, str) and damping == "auto":
         return None
     if isinstance(damping, str) or damping is None:
         raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
     if anchor is not None:
         raise InputError("damping: expected 'auto' together with an anchor, which has its own")
-    return checked_damping(damping, n_nodes)
+    return checked_damping(damping, data.n_nodes).to(data.user.device)
 
 
 def _hop_0(reasons: list[str]) -> Pruning:
@@ -287,7 +287,7 @@ def _damping(
         return mu, anchor.times
     if regime is not Regime.EARLY_STOPPED:
         reasons.append(f"damping 0: the model is {_NAMES[regime]}")
-        return torch.zeros(removal.model.n_nodes, dtype=torch.float64), None
+        return torch.zeros_like(removal.live, dtype=torch.float64), None
     point = None if everything is None else everything.whole
     if everything is None or point is None:
         point = removal.objective.linearize(removal.model, removal.data)

@@ -119,7 +119,7 @@ class Removal:
     @property
     def live(self) -> Tensor:
         """Bool [N]: the rows that are not erased."""
-        live = torch.ones(self.model.n_nodes, dtype=torch.bool)
+        live = torch.ones(self.model.n_nodes, dtype=torch.bool, device=self.erased.device)
         live[self.erased] = False
         return live
 

@@ -122,6 +122,7 @@ def train(
 
     generator = torch.Generator().manual_seed(seed)
     embedding = init_scale * torch.randn(data.n_nodes, dim, generator=generator, dtype=dtype)
+    embedding = embedding.to(data.user.device)
     embedding[objective.degrees(data) == 0] = 0.0
     user, item = embedding[: data.n_users], embedding[data.n_users :]
     model: RecommenderModel

@@ -136,12 +136,11 @@ class Device(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
 
-    def __exit__(self, *exception):
-        torch._C._set_only_lift_cpu_tensors(False)
-        return super().__exit__(*exception)
-
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if op._can_decompose():  # in inference mode they come whole: `to` is none of those below
+            with self:
+                return op.decompose(*args, **kwargs)
         if not self._waiting_is_allowed and waits(op, args, kwargs):
             raise AssertionError(f"the host waits for the device in {op}")
         return run(op, args, kwargs, self.recording)
