@@ -30,7 +30,9 @@ EXPLAINED = ROOT / TESTS / "mutants.json"
 # What is worth running, in this order; the first failure kills. The checking build sees what leaves
 # the results right by luck: races, and reads of what was never written.
 STAGES = (("simt_fast", "fwd"), ("simt_fast", "rand:1"), ("simt_checked", "fwd"))
-TIMEOUT = 40.0  # seconds; a mutant that loops forever is killed by it
+# A mutant that takes so many times as long as the tests do, and some seconds, loops forever.
+PATIENCE = 5.0
+LEAST_SECONDS = 10.0
 
 # Decided at compile time, or no code at all.
 _SKIPPED = re.compile(
@@ -237,23 +239,44 @@ def build(folder: Path, sources: list[Source]) -> dict[int, tuple[Mutant, Source
             raise SystemExit(f"mutants: the changed sources do not compile:\n{done.stdout[-4000:]}")
 
 
-def outcome(folder: Path, number: int, tests: list[str]) -> str | None:
-    """What killed a mutant; None if it survived."""
-    for program, schedule in STAGES:
-        path = folder / "build" / "csrc" / "testing" / "simt" / program
+class Runner:
+    """Runs the tests of a source on its mutants.
+
+    Args:
+        folder: Of the build.
+        source: The file.
+
+    Raises:
+        SystemExit: The tests fail without any mutant alive.
+    """
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        self._programs = folder / "build" / TESTS
+        self._tests = source.tests
+        self._limits: dict[tuple[str, str], float | None] = dict.fromkeys(STAGES)
+        for stage in STAGES:
+            begin = time.monotonic()
+            if self._fails(stage, -1) is not None:
+                raise SystemExit(f"mutants: {source.name}: its tests fail with no mutant alive")
+            self._limits[stage] = LEAST_SECONDS + PATIENCE * (time.monotonic() - begin)
+
+    def outcome(self, number: int) -> str | None:
+        """What killed a mutant; None if it survived."""
+        return next((how for s in STAGES if (how := self._fails(s, number)) is not None), None)
+
+    def _fails(self, stage: tuple[str, str], number: int) -> str | None:
+        program, schedule = stage
         try:
             done = subprocess.run(
-                [str(path), schedule, *tests],
+                [str(self._programs / program), schedule, *self._tests],
                 env={**os.environ, "IFRU_MUTANT": str(number)},
                 capture_output=True,
-                timeout=TIMEOUT,
+                timeout=self._limits[stage],
                 check=False,
             )
         except subprocess.TimeoutExpired:
             return "no end"
-        if done.returncode:
-            return f"{program} {schedule}"
-    return None
+        return f"{program} {schedule}" if done.returncode else None
 
 
 def read_reasons() -> dict[tuple[str, str, str], str]:
@@ -276,13 +299,11 @@ def main() -> int:
     begin = time.monotonic()
     sources = find_sources(arguments.files)
     mutants = build(arguments.folder, sources)
-    for source in sources:
-        if outcome(arguments.folder, -1, source.tests) is not None:
-            raise SystemExit(f"mutants: {source.name}: its tests fail without any mutant alive")
+    runners = {source: Runner(arguments.folder, source) for source in sources}
     print(f"{len(mutants)} mutants, built in {time.monotonic() - begin:.0f} s", flush=True)
 
     def settle(number: int) -> str | None:
-        return outcome(arguments.folder, number, mutants[number][1].tests)
+        return runners[mutants[number][1]].outcome(number)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         outcomes = dict(zip(mutants, pool.map(settle, mutants), strict=True))
