@@ -301,7 +301,7 @@ class _Pairs(NamedTuple):
 
     @classmethod
     def of_ends(cls, adjacency: Adjacency, left: Tensor, right: Tensor, loss: Loss | str) -> _Pairs:
-        code, n_nodes, s = Loss.parse(loss).value, adjacency.n_nodes, _stream(adjacency)
+        code, n_nodes, s = Loss.parse(loss).pointwise(), adjacency.n_nodes, _stream(adjacency)
         return cls(0, code, n_nodes, s.first_row, *s.indices[:3], s.edge, left, right)
 
     @property

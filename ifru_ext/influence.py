@@ -139,7 +139,7 @@ def _of_rows(
         _, r, _ = ops.pairwise_derivatives(*triples.nodes(), features, weight)
     else:
         label = rows.label.to(features.dtype)
-        loss_id = Loss.parse(objective.loss).value
+        loss_id = Loss.parse(objective.loss).pointwise()
         _, r, _ = ops.pointwise_derivatives(user, item, features, label, weight, loss_id)
     columns = []
     for a, b in zip(adjoint, moved, strict=True):

@@ -35,7 +35,7 @@ _FULL_ABOVE = 0.75
 
 
 class Loss(Enum):
-    """The losses; for pointwise ones the ops' argument `loss` (csrc/kernels/loss_math.h)."""
+    """The losses."""
 
     BCE = 0
     MSE = 1
@@ -54,6 +54,16 @@ class Loss(Enum):
         if name not in by_name:
             raise InputError(f"loss: expected one of {sorted(by_name)}, got {name!r}")
         return by_name[name]
+
+    def pointwise(self) -> int:
+        """A pointwise loss as the ops' argument `loss` (csrc/kernels/loss_math.h).
+
+        Raises:
+            InputError: It is a pairwise loss.
+        """
+        if self is Loss.BPR:
+            raise InputError("loss: expected one of ['bce', 'mse'], pointwise ones, got 'bpr'")
+        return int(self.value)
 
 
 @dataclass(frozen=True)
@@ -316,7 +326,7 @@ class Objective:
         if edge is not None:
             label = label.index_select(0, edge)
         label, weight = label.to(dtype), None if weight is None else weight.to(dtype)
-        loss_id = Loss.parse(self.loss).value
+        loss_id = Loss.parse(self.loss).pointwise()
 
         def derivatives(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             loss, r, w = ops.pointwise_derivatives(left, right, features, label, weight, loss_id)

@@ -192,7 +192,7 @@ def _pointwise_batch(
     weight = None if batch.weight is None else batch.weight.to(features.dtype)
     label = batch.label.to(features.dtype)
     ends = batch.user, batch.item + batch.n_users
-    loss_id = Loss.parse(objective.loss).value
+    loss_id = Loss.parse(objective.loss).pointwise()
     loss, r, _ = ops.pointwise_derivatives(*ends, features, label, weight, loss_id)
     stream = batch.adjacency.stream(1)
     inner = ops.pointwise_gradient(*stream.indices, stream.order(r), features)
