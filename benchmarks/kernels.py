@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["kernels_text"]
 
 # Shape D of `ifru bench`, and an H100's memory (SXM, HBM3: 3.35 TB/s by its data sheet).
-N_NODES, N_INTERACTIONS, DIM = 1_300_000, 5_000_000, 64
+N_USERS, N_NODES, N_INTERACTIONS, DIM = 1_000_000, 1_300_000, 5_000_000, 64
 BYTES_PER_SECOND = 3.0e12
 
 
@@ -63,8 +63,24 @@ KERNELS = (
     ),
     Kernel(
         "`pointwise_derivatives`",
-        "pointwise_derivatives<float, int, Layout<4, 16",
+        "score_derivatives<float, int, 2, Layout<4, 16",
         lambda n, e, d: e * (8 * d + 24),
+    ),
+    # A triple per interaction: its user's row, then those of its two items.
+    Kernel(
+        "`pairwise_hvp`, users",
+        "sum_rows<PairwiseUsers<float, int>, Layout<4, 16",
+        lambda n, e, d: e * (16 * d + 20) + N_USERS * (12 * d + 12),
+    ),
+    Kernel(
+        "`pairwise_hvp`, items",
+        "sum_rows<PairwiseItems<float, int>, Layout<4, 16",
+        lambda n, e, d: 2 * e * (8 * d + 20) + (n - N_USERS) * (8 * d + 12),
+    ),
+    Kernel(
+        "`ggn_diagonal`",
+        "sum_rows<Diagonal<float, int>, Layout<4, 16",
+        _rows(lambda d: 4 * d + 8, lambda d: 4 * d + 12),
     ),
     Kernel("`dot`", "dot_chunks<float, 4", lambda n, e, d: 8 * n * d),
     Kernel("`cg_update`", "cg_update_chunks<float, 4", lambda n, e, d: 24 * n * d),
