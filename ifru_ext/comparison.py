@@ -122,7 +122,7 @@ def _iterate(
     product = product_of(A)
     history: list[float] = []
     reason: SolveReason | None = None
-    num_iters = num_matvecs = 0
+    num_iters = 0
     with torch.no_grad():
         while True:
             r = b - ax
@@ -142,14 +142,13 @@ def _iterate(
             rule.step()
             num_iters += 1
             product(x, ax)
-            num_matvecs += 1
     x.grad = None
     return SolveResult(
         x=x,
         converged=reason is SolveReason.CONVERGED,
         reason=reason,
         num_iters=num_iters,
-        num_matvecs=num_matvecs,
+        num_matvecs=num_iters,
         residual_norm=history[-1],
         rhs_norm=rhs_norm,
         history=tuple(history),
