@@ -83,14 +83,13 @@ __global__ void __launch_bounds__(kDerivativesBlock)
 // The bits do not depend on `max_blocks`.
 template <class T, class I, int K>
 void derivatives(const DerivativeParams<T, I, K>& p, cudaStream_t stream,
-                 int64_t max_blocks = 1 << 20) {
+                 int64_t max_blocks = kMaxBlocks) {
   if (p.n_examples == 0) return;
   dispatch_layout<T>(p.d, are_full_packs<T>(p.d, p.f), [&](auto layout) {
     using Lay = decltype(layout);
     constexpr int kTeams = kDerivativesBlock / Lay::L;
-    const int64_t needed = (p.n_examples + kTeams - 1) / kTeams;
     launch("score_derivatives", score_derivatives<T, I, K, Lay>,
-           needed < max_blocks ? needed : max_blocks, kDerivativesBlock, stream, p);
+           n_blocks(p.n_examples, kTeams, max_blocks), kDerivativesBlock, stream, p);
   });
 }
 

@@ -13,6 +13,13 @@ namespace ifru::cuda {
 constexpr int kWarpSize = 32;
 constexpr int64_t kMaxGrid = 2147483647;  // x dimension, every architecture since sm_30
 constexpr int kMaxBlock = 1024;
+constexpr int64_t kMaxBlocks = 1 << 20;  // the kernels stride over the grid beyond
+
+// Blocks for as many rows, or whatever a block has `per_block` of.
+inline int64_t n_blocks(int64_t work, int64_t per_block, int64_t max_blocks) {
+  const int64_t needed = (work + per_block - 1) / per_block;
+  return needed < max_blocks ? needed : max_blocks;
+}
 
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), int64_t grid, int block,

@@ -60,17 +60,10 @@ constexpr int kWarpsPerBlock = kRowsBlock / kWarpSize;
 constexpr int64_t kShortRow = 32;
 constexpr int64_t kSegment = 256;
 constexpr int64_t kLongRow = 2 * kSegment;  // the shortest long row has one whole segment
-constexpr int64_t kMaxBlocks = 1 << 20;     // the kernels stride over the grid beyond
 
 // Rows of `partial`: a graph with fewer entries has no long row.
 inline int64_t n_segments(int64_t n_entries) {
   return n_entries > kLongRow ? n_entries / kSegment : 0;
-}
-
-// Blocks for as many rows, or whatever a block has `per_block` of.
-inline int64_t n_blocks(int64_t work, int64_t per_block, int64_t max_blocks) {
-  const int64_t needed = (work + per_block - 1) / per_block;
-  return needed < max_blocks ? needed : max_blocks;
 }
 
 template <class T>

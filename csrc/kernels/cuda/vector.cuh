@@ -18,7 +18,6 @@ namespace ifru::cuda {
 
 constexpr int kVectorBlock = 256;
 constexpr int64_t kChunk = 4096;                  // elements: 16 of each operand to a thread
-constexpr int64_t kMaxVectorBlocks = 1 << 20;     // the kernels stride over the grid beyond
 constexpr int64_t kMaxColumns = (1LL << 31) - 1;  // so that a row's packs are counted in 32 bits
 
 // Sums over the block; thread 0 has the result. Every thread must be there.
@@ -177,10 +176,6 @@ inline int64_t n_row_chunks(int64_t n_rows, int64_t d) {
   return (n_rows + rows - 1) / rows;
 }
 
-inline int64_t vector_grid(int64_t chunks, int64_t max_blocks) {
-  return chunks < max_blocks ? chunks : max_blocks;
-}
-
 inline void check_columns(const char* name, int64_t d) {
   if (d > kMaxColumns) {
     throw std::runtime_error(std::string("ifru_ext: ") + name + ": expected at most " +
@@ -191,12 +186,12 @@ inline void check_columns(const char* name, int64_t d) {
 // out [] = <x, y>; partial [n_chunks(n)].
 template <class T>
 void dot(const T* x, const T* y, int64_t n, double* partial, double* out, cudaStream_t stream,
-         int64_t max_blocks = kMaxVectorBlocks) {
+         int64_t max_blocks = kMaxBlocks) {
   const int64_t chunks = n_chunks(n);
   if (chunks > 0) {
     launch("dot_chunks",
            are_full_packs<T>(0, x, y) ? dot_chunks<T, kFullPack<T>> : dot_chunks<T, 1>,
-           vector_grid(chunks, max_blocks), kVectorBlock, stream, x, y, n, partial);
+           n_blocks(chunks, 1, max_blocks), kVectorBlock, stream, x, y, n, partial);
   }
   launch("sum_chunks", sum_chunks<1>, 1, kVectorBlock, stream, partial, chunks, out);
 }
@@ -204,28 +199,28 @@ void dot(const T* x, const T* y, int64_t n, double* partial, double* out, cudaSt
 // dots [2] = (<r, r>, <r, M r>) of the new r.
 template <class T>
 void cg_update(const CgUpdateParams<T>& a, double* dots, cudaStream_t stream,
-               int64_t max_blocks = kMaxVectorBlocks) {
+               int64_t max_blocks = kMaxBlocks) {
   check_columns("cg_update", a.d);
   const int64_t chunks = n_row_chunks(a.n_rows, a.d);
   if (chunks > 0) {
     launch("cg_update_chunks",
            are_full_packs<T>(a.d, a.x, a.r, a.p, a.ap) ? cg_update_chunks<T, kFullPack<T>>
                                                        : cg_update_chunks<T, 1>,
-           vector_grid(chunks, max_blocks), kVectorBlock, stream, a);
+           n_blocks(chunks, 1, max_blocks), kVectorBlock, stream, a);
   }
   launch("sum_chunks", sum_chunks<2>, 1, kVectorBlock, stream, a.partial, chunks, dots);
 }
 
 template <class T>
 void cg_direction(T* p, const T* r, const double* beta, const T* inverse, int64_t n_rows, int64_t d,
-                  cudaStream_t stream, int64_t max_blocks = kMaxVectorBlocks) {
+                  cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
   check_columns("cg_direction", d);
   const int64_t chunks = n_row_chunks(n_rows, d);
   if (chunks == 0) return;
   launch(
       "cg_direction_chunks",
       are_full_packs<T>(d, p, r) ? cg_direction_chunks<T, kFullPack<T>> : cg_direction_chunks<T, 1>,
-      vector_grid(chunks, max_blocks), kVectorBlock, stream, p, r, beta, inverse, n_rows, d);
+      n_blocks(chunks, 1, max_blocks), kVectorBlock, stream, p, r, beta, inverse, n_rows, d);
 }
 
 }  // namespace ifru::cuda

@@ -29,7 +29,7 @@ void check_dot(int64_t n, int64_t shift) {
               max_blocks);
     return out.host();
   };
-  const auto got = run(cuda::kMaxVectorBlocks);
+  const auto got = run(cuda::kMaxBlocks);
   CHECK(error_of(got, {expected}) < 1e-12);
   CHECK(got == run(1));
 }
@@ -83,7 +83,7 @@ void check_cg(int64_t n_rows, int64_t d, bool preconditioned, int64_t shift = 0)
     }
     return results;
   };
-  const auto got = run(cuda::kMaxVectorBlocks);
+  const auto got = run(cuda::kMaxBlocks);
   CHECK(error_of(got[0], dots) < kTolerance<T>);
   CHECK(error_of(got[1], new_x) < kTolerance<T>);
   CHECK(error_of(got[2], new_r) < kTolerance<T>);
