@@ -91,6 +91,15 @@ class Workspace:
             self._kept[name] = kept
         return kept
 
+    def scattered(self, name: str, x: Tensor, position: Tensor, n_rows: int) -> Tensor:
+        """[S, ...] -> [n_rows, ...], zero where nothing is placed: always the same positions."""
+        kept = self._kept.get(name)
+        if kept is None:
+            with torch.inference_mode(False):
+                kept = torch.zeros(n_rows, *x.shape[1:], dtype=x.dtype, device=x.device)
+            self._kept[name] = kept
+        return kept.index_copy_(0, position, x)
+
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
@@ -103,7 +112,7 @@ class Linearization:
         degree: [N] int64, interactions at each node.
         derivatives: Of the loss.
         features: [N, d], F = P E.
-        loss: [E] in interaction order, or [T] for T triples.
+        loss: [E], each interaction once, or [T] for T triples; as `derivatives` gives it.
         residual: r in stream order, one for each entry of the stream, or [T].
         curvature: w, likewise.
         ridge: [N].
@@ -135,8 +144,12 @@ class Linearization:
     @cached_property
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
-        loss = float(ops.dot(self.loss, torch.ones_like(self.loss)))
-        return loss + _penalty(self.ridge, self.model.embedding)
+        loss = self.loss
+        if isinstance(self.stream, Stream) and self.stream.each_once:
+            # The blocks follow the number of threads, which the sum must not.
+            loss = self.stream.by_interaction(loss)
+        total = float(ops.dot(loss, torch.ones_like(loss)))
+        return total + _penalty(self.ridge, self.model.embedding)
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
@@ -156,10 +169,9 @@ class Linearization:
         if isinstance(self.stream, Triples):
             t = self.stream
             return t.rowptr, t.neighbor, t.other, t.by_entry(self.curvature), self.features
-        by_interaction = torch.empty_like(self.curvature)
-        by_interaction.index_copy_(0, self.stream.edge.long(), self.curvature)
         a = self.adjacency
-        return a.rowptr, a.neighbor, None, by_interaction.index_select(0, a.edge), self.features
+        curvature = self.stream.by_interaction(self.curvature).index_select(0, a.edge)
+        return a.rowptr, a.neighbor, None, curvature, self.features
 
     def product(
         self,
@@ -287,13 +299,23 @@ class RestrictedLinearization(ABC):
         """The curvatures at these rows, as `Linearization.curvature_entries` has them of all."""
 
     @abstractmethod
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: these rows of the product with v; equation (6), as far as the scope goes.
 
         Args:
             v: [S, d].
             diagonal: [S], usually the ridge and a damping.
             exact: The Hessian, else the Gauss-Newton matrix.
+            out: [S, d] for the result; a new tensor by default.
+            workspace: For intermediate results, of these rows alone; new tensors by default.
         """
 
 
@@ -352,13 +374,25 @@ class SlicedLinearization(RestrictedLinearization):
             self.within, part.rowptr, part.neighbor, None, self.curvature, self.features
         )
 
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
         if self.propagation is None:
-            return self._inner(v, diagonal, exact)
-        z = self.propagation.propagate(_scatter(v, self.within, self.part.rows.shape[0]))
-        y = self.propagation.propagate(self._inner(z, None, exact))[self.within]
-        return torch.addcmul(y, diagonal[:, None], v)
+            y = self._inner(v, diagonal, exact)
+        else:
+            keep = Workspace() if workspace is None else workspace
+            z = keep.scattered("v", v, self.within, self.part.rows.shape[0])
+            z = self.propagation.propagate(z)
+            y = self.propagation.propagate(self._inner(z, None, exact))[self.within]
+            y = y.addcmul_(diagonal[:, None], v)
+        return y if out is None else out.copy_(y)
 
     def _inner(self, z: Tensor, diagonal: Tensor | None, exact: bool) -> Tensor:
         """[T, d]: the block of C_F on T, times z, plus diagonal o z."""
@@ -395,11 +429,26 @@ class GatheredLinearization(RestrictedLinearization):
         """The curvatures at these rows, by node."""
         return _entries_of(self.rows, *self.full.curvature_entries())
 
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: these rows of the product with v, zero elsewhere."""
-        n_nodes = self.model.n_nodes
-        v, diagonal = (_scatter(x, self.rows, n_nodes) for x in (v, diagonal))
-        return self.full.product(v, diagonal, exact=exact)[self.rows]
+        keep, n_nodes = Workspace() if workspace is None else workspace, self.model.n_nodes
+        z = keep.scattered("v", v, self.rows, n_nodes)
+        full = self.full.product(
+            z,
+            keep.scattered("diagonal", diagonal, self.rows, n_nodes),
+            exact=exact,
+            out=keep.like("product", z),
+            workspace=keep,
+        )
+        return torch.index_select(full, 0, self.rows, out=out)
 
 
 # Entries of a row that are summed in one go: the sums of longer rows are summed again, so that a
@@ -444,8 +493,3 @@ def _entries_of(
     at += torch.arange(at.shape[0], device=at.device)
     other = None if other is None else other[at]
     return within, neighbor[at], other, curvature[at], features
-
-
-def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:
-    """[S, ...] -> [n_rows, ...], zero where nothing is placed."""
-    return x.new_zeros(n_rows, *x.shape[1:]).index_copy(0, position, x)

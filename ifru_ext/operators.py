@@ -246,7 +246,9 @@ class _CurvatureOperator:
                 workspace=self._workspace,
             )
         else:
-            out.copy_(self._point.product(v, self._diagonal, exact=self._exact))
+            self._point.product(
+                v, self._diagonal, exact=self._exact, out=out, workspace=self._workspace
+            )
 
     @property
     def ridge(self) -> Tensor:
