@@ -83,6 +83,21 @@ class UnlearnResult:
     report: UnlearnReport
     _undo: _Undo
 
+    @property
+    def data(self) -> Interactions:
+        """The interactions before the request, the forgotten ones among them."""
+        return self._undo.data
+
+    @property
+    def objective(self) -> Objective:
+        """What both models are trained on, as a sum."""
+        return self._undo.objective
+
+    @property
+    def forgotten_rows(self) -> Tensor:
+        """[k] int64, ascending: the positions of the forgotten interactions in `data`."""
+        return self._undo.omitted.rows
+
     @cached_property
     def retained(self) -> Interactions:
         """The interactions that are left, in their order; made when asked for."""
