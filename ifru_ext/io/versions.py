@@ -207,6 +207,13 @@ class ModelStore:
             )
         return str(parent), apply_delta(self.file(), path), self.forgotten().added
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether something leads back from the current version."""
+        return self.entry.get("parent") is not None and (
+            (self.path(self.current) / _DELTA).is_file()
+        )
+
     def forgotten(self) -> Forgotten:
         """The rows that the current version has forgotten."""
         path = self.path(self.current) / _FORGOTTEN
@@ -282,7 +289,13 @@ class ModelStore:
                 sync_folder(self.folder)
                 try:
                     line = self.ledger.append(
-                        {**entry, "version": name, "model": fingerprint(contents[TENSORS])}
+                        {
+                            **entry,
+                            "version_before": self.current if self.ledger.entries else None,
+                            "version": name,
+                            "model_before": self.entry["model"] if self.ledger.entries else None,
+                            "model": fingerprint(contents[TENSORS]),
+                        }
                     )
                 except BaseException:
                     self._discard(self.path(name))
@@ -333,20 +346,24 @@ class ModelStore:
         line = {"kind": "unlearn", **entry, "parent": self.current}
         return self.add(file, belongings, line)
 
-    def undo(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def undo(self, files: Mapping[str, bytes], entry: Mapping[str, Any]) -> dict[str, Any]:
         """Adds a version with the bits of the one that the current one was made from.
+
+        Args:
+            files: See `add`.
+            entry: See `add`.
 
         Raises:
             InputError: There is none, or it was purged.
             OSError: See `add`.
         """
         name, file, _ = self.before()
-        files = {_FORGOTTEN: Forgotten(self.forgotten().before).to_bytes()}
+        belongings = {**files, _FORGOTTEN: Forgotten(self.forgotten().before).to_bytes()}
         if self.path(name).is_dir() and not self.path(name).is_symlink():
             for part in (_DELTA, _FORGOTTEN):  # so that it can be undone further
                 source = self.path(name) / part
                 if source.is_file():
-                    files[part] = source.read_bytes()
+                    belongings[part] = source.read_bytes()
         line = {
             "kind": "undo",
             **entry,
@@ -354,7 +371,7 @@ class ModelStore:
             "restores": name,
             "parent": self._by_version[name].get("parent"),
         }
-        return self.add(file, files, line)
+        return self.add(file, belongings, line)
 
     def purge(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Removes all versions but the current one, and what leads back from it.
