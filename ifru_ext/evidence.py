@@ -99,7 +99,7 @@ class HopChange:
         n_rows: Users and items at that distance.
         n_changed: Those of them whose row of the embeddings is not what it was, bit for bit.
         change: |delta E| over them.
-        relative: |delta E| / |E| over them.
+        relative: |delta E| / |E| over them; None where E is zero.
         share: Of the squared change of all rows.
     """
 
@@ -107,7 +107,7 @@ class HopChange:
     n_rows: int
     n_changed: int
     change: float
-    relative: float
+    relative: float | None
     share: float
 
 
@@ -347,14 +347,14 @@ def _change_by_hop(
             inside[ball] = True
             inside &= ~reached
         reached |= inside
-        change = float(square[inside].sum().sqrt())
+        change, size = (float(x[inside].sum().sqrt()) for x in (square, own))
         found.append(
             HopChange(
                 hop=hop,
                 n_rows=int(inside.sum()),
                 n_changed=int(changed[inside].sum()),
                 change=change,
-                relative=ratio(change, float(own[inside].sum().sqrt())),
+                relative=change / size if size > 0 else None,
                 share=ratio(change**2, float(square.sum())),
             )
         )
