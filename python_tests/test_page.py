@@ -107,6 +107,14 @@ def test_the_page_has_the_numbers_of_report_and_evidence():
         assert f"User {user.user} {user.n_kept} of 10 items kept" in shown
 
 
+def test_times_and_items_are_named():
+    report, *_ = solved()
+    report = dataclasses.replace(report, request={"items": 1234, "before": 1704067200})
+    shown = Page(rendered(report=report)).text
+    assert "Items, with all their rows 1,234" in shown
+    assert "The time before which all rows go 1704067200" in shown
+
+
 def test_what_is_not_known_is_said():
     _, _, bare, _ = solved()
     shown = Page(rendered(evidence=bare)).text
