@@ -2,17 +2,15 @@
 
 Formulas become MathML while the site is built, so that a page needs no script for them. The
 reference of the commands is read off the commands that `--help` describes, that of Python off the
-modules that are there.
+docstrings.
 """
 
 from __future__ import annotations
 
 import html
 import importlib
-import pkgutil
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import typer.main
@@ -20,8 +18,6 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-PACKAGE = Path(__file__).resolve().parent.parent / "ifru_ext"
 
 # The modules of each chapter; the others are no part of what is public.
 PYTHON = {
@@ -40,7 +36,7 @@ PYTHON = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the reference to the navigation."""
-    python = [{title: page_of(title)} for title, _ in chapters()]
+    python = [{title: page_of(title)} for title in PYTHON]
     config.nav.append({"Reference": [{"Commands": "reference/commands.md"}, {"Python": python}]})
     return config
 
@@ -48,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of the reference."""
     pages = {"reference/commands.md": commands_page()}
-    pages.update((page_of(title), python_page(title, modules)) for title, modules in chapters())
+    pages.update((page_of(title), python_page(title, modules)) for title, modules in PYTHON.items())
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
@@ -78,23 +74,9 @@ def page_of(title: str) -> str:
     return f"reference/{title.lower().replace(' ', '-')}.md"
 
 
-def chapters() -> Iterator[tuple[str, list[str]]]:
-    """Chapters with the modules of theirs that there are."""
-    there = {m.name for m in pkgutil.iter_modules([str(PACKAGE)])}
-    there |= {
-        f"{folder.name}.{m.name}"
-        for folder in PACKAGE.iterdir()
-        for m in pkgutil.iter_modules([str(folder)])
-    }
-    for title, names in PYTHON.items():
-        modules = [name for name in names.split() if name in there]
-        if modules:
-            yield title, modules
-
-
-def python_page(title: str, modules: list[str]) -> str:
+def python_page(title: str, modules: str) -> str:
     parts = [f"# {title}\n"]
-    for module in modules:
+    for module in modules.split():
         name = f"ifru_ext.{module}"
         parts.append(f"## {name}\n\n::: {name}\n    options:\n      heading_level: 3\n")
     return "\n".join(parts)

@@ -107,7 +107,7 @@ def test_examples_import_what_there_is(name):
 def test_links_lead_to_pages():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-            if not target.startswith("http"):
+            if not target.startswith("http") and "reference/" not in target:  # made by hooks.py
                 file, _, anchor = target.partition("#")
                 found = (page.parent / file).resolve() if file else page
                 assert found.is_file(), (page, target)
@@ -116,15 +116,15 @@ def test_links_lead_to_pages():
                 assert not anchor or anchor in slugs, (page, target)
 
 
-def test_every_public_name_is_in_a_chapter_of_the_reference():
-    source = (ROOT / "docs" / "hooks.py").read_text()
-    tree = ast.parse(source)
+def test_the_reference_has_modules_that_there_are_and_all_public_names():
+    tree = ast.parse((ROOT / "docs" / "hooks.py").read_text())
     (chapters,) = (
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "PYTHON"
     )
     modules = {f"ifru_ext.{m}" for names in chapters.values() for m in names.split()}
+    for name in modules:
+        importlib.import_module(name)
     for name in set(ifru_ext.__all__) - {"native"}:
-        owner = getattr(ifru_ext, name).__module__
-        assert owner in modules, (name, owner)
+        assert getattr(ifru_ext, name).__module__ in modules, name
