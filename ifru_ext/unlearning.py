@@ -51,6 +51,7 @@ __all__ = [
     "Method",
     "UnlearnReport",
     "UnlearnResult",
+    "certify",
     "implied_ridge",
     "unlearn",
 ]
@@ -81,6 +82,21 @@ class UnlearnResult:
     solve: SolveResult
     report: UnlearnReport
     _undo: _Undo
+
+    @property
+    def data(self) -> Interactions:
+        """The interactions before the request, the forgotten ones among them."""
+        return self._undo.data
+
+    @property
+    def objective(self) -> Objective:
+        """What both models are trained on, as a sum."""
+        return self._undo.objective
+
+    @property
+    def forgotten_rows(self) -> Tensor:
+        """[k] int64, ascending: the positions of the forgotten interactions in `data`."""
+        return self._undo.omitted.rows
 
     @cached_property
     def retained(self) -> Interactions:
@@ -299,6 +315,40 @@ def unlearn(
         environment=environment(model.dtype),
     )
     return UnlearnResult(result, solve, report, undo)
+
+
+def certify(
+    before: RecommenderModel,
+    after: RecommenderModel,
+    data: Interactions,
+    forget: Forget,
+    *,
+    objective: Objective,
+    anchor: Anchor | None = None,
+) -> float:
+    """`UnlearnResult.certify` for two models from disk: the residual over all rows, equation (12).
+
+    Args:
+        before: The model before the request.
+        after: The model after it.
+        data: The rows that `before` stands on.
+        forget: What was forgotten.
+        objective: What the model was trained on.
+        anchor: Of `before`, if that was unlearned itself.
+
+    Raises:
+        ValueError: The models do not fit the data, or the request is wrong.
+    """
+    prepared = prepare(
+        *(before, data, forget, objective),
+        method=Method.INFLUENCE,  # nothing is solved: what the method decides is not looked at
+        influence_only={},
+        pruning=None,
+        damping="auto",
+        erase=Erase.ZERO,  # `after` has its own
+        anchor=anchor,
+    )
+    return _Undo.of(prepared).residual_of_all(after)
 
 
 @dataclass(frozen=True, eq=False)

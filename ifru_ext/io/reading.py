@@ -17,7 +17,7 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.ids import IdMap, as_id_array
 from ifru_ext.interactions import Interactions
 
-__all__ = ["read_interactions"]
+__all__ = ["Table", "choose_columns", "open_table", "read_interactions"]
 
 _FORMATS = {
     ".csv": "csv",
@@ -92,14 +92,14 @@ def read_interactions(
     """
     if threshold is not None and not np.isfinite(threshold):
         raise InputError(f"threshold: expected a finite number, got {threshold}")
-    source = _open(Path(path), format, separator)
+    source = open_table(Path(path), format, separator)
     wanted = {"user": user, "item": item, "label": label, "weight": weight, "timestamp": timestamp}
-    columns = _choose_columns(source, wanted)
+    columns = choose_columns(source, wanted)
     if threshold is not None and "label" not in columns:
         raise InputError(
             f"{path}: threshold: expected a column of labels, got columns {listing(source.names)}"
         )
-    table = _Table(source, columns)
+    table = Table(source, columns)
     user_ids, user_index = table.ids("user", user_ids)
     item_ids, item_index = table.ids("item", item_ids)
     labels: npt.NDArray[Any] | None = table.numbers("label")
@@ -137,7 +137,8 @@ class _Source(Protocol):
         """Where a row stands, for an error."""
 
 
-def _open(path: Path, format: str | None, separator: str | None) -> _Source:
+def open_table(path: Path, format: str | None, separator: str | None) -> _Source:
+    """Opens a table and reads its header; the arguments are those of `read_interactions`."""
     if format is None:
         format = _FORMATS.get(path.suffix.lower())
         if format is None:
@@ -255,7 +256,7 @@ class _ParquetFile:
         return f"row {row}"
 
 
-class _Table:
+class Table:
     """The chosen columns of a file, converted and checked one at a time, each once."""
 
     def __init__(self, source: _Source, columns: Mapping[str, str]) -> None:
@@ -273,22 +274,46 @@ class _Table:
 
     def ids(self, role: str, known: IdMap | None) -> tuple[IdMap, npt.NDArray[np.int64]]:
         """The map and [n] indices of a column of ids."""
+        values, place = self.distinct(role)
+        if known is None:
+            if isinstance(self._source, _TextFile):
+                values = _as_integers(values)
+            known, index = IdMap.from_values(values)
+        else:
+            index = known.encode(values, name=self._name(role))
+        return known, index[place]
+
+    def distinct(
+        self, role: str, *, optional: bool = False
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The distinct values [k] of a column of ids, and [n] the place of each row's.
+
+        Args:
+            role: Of the column.
+            optional: Whether a row may have none: its place is then -1.
+        """
         types = self._pa.types
         column = self._columns.pop(role)
         of = column.type.value_type if types.is_dictionary(column.type) else column.type
         if not (types.is_integer(of) or types.is_string(of) or types.is_large_string(of)):
             raise self._error(role, f"expected integers or strings, got {of}")
-        if column.null_count:
+        if column.null_count and not optional:
             self._refuse(role, column.is_null(), "an id", "none")
         # [n] places in a dictionary of distinct values.
         coded = column if types.is_dictionary(column.type) else column.dictionary_encode()
         coded = coded.unify_dictionaries().combine_chunks()
-        codes = coded.indices.to_numpy(zero_copy_only=False)
-        # The dictionary of a Parquet file may list values that no row has.
-        used = np.zeros(len(coded.dictionary), dtype=bool)
+        indices = coded.indices.fill_null(-1) if coded.null_count else coded.indices
+        codes = indices.to_numpy(zero_copy_only=False)
+        # The dictionary of a Parquet file may list values that no row has. One place more, for -1.
+        used = np.zeros(len(coded.dictionary) + 1, dtype=bool)
         used[codes] = True
-        name = f"{self._source.path}: column {self._names[role]!r}"
-        values = as_id_array(name, coded.dictionary.to_numpy(zero_copy_only=False)[used])
+        entries = coded.dictionary.to_numpy(zero_copy_only=False)
+        used[-1] = False
+        if optional and of in (self._pa.string(), self._pa.large_string()):
+            used[:-1] &= entries != ""
+        values = as_id_array(self._name(role), entries[used[:-1]])
+        place = np.full(used.shape, -1, dtype=np.int64)
+        place[used] = np.arange(len(values))
         if values.dtype.kind == "U":
             # A line break in an id is a quote that was left open: the rows up to the next quote,
             # or to the end of the file, are inside.
@@ -300,14 +325,7 @@ class _Table:
                     rows = np.zeros(used.shape, dtype=bool)
                     rows[used] = wrong
                     self._refuse(role, rows[codes], "an id", got)
-            if known is None and isinstance(self._source, _TextFile):
-                values = _as_integers(values)
-        place = np.full(used.shape, -1, dtype=np.int64)
-        if known is None:
-            known, place[used] = IdMap.from_values(values)
-        else:
-            place[used] = known.encode(values, name=name)
-        return known, place[codes]
+        return values, place[codes]
 
     def numbers(self, role: str) -> npt.NDArray[np.float64] | None:
         """[n] the finite numbers of a column; None without the column."""
@@ -376,15 +394,20 @@ class _Table:
         place = "" if row is None else f"{self._source.place(row)}: "
         return InputError(f"{self._source.path}: {place}column {self._names[role]!r}: {sentence}")
 
+    def _name(self, role: str) -> str:
+        return f"{self._source.path}: column {self._names[role]!r}"
 
-def _choose_columns(source: _Source, wanted: Mapping[str, str | None]) -> dict[str, str]:
-    """{role: name} of the columns to read."""
+
+def choose_columns(
+    source: _Source, wanted: Mapping[str, str | None], *, optional: bool = False
+) -> dict[str, str]:
+    """{role: name} of the columns to read; those that are optional are left out where missing."""
     chosen: dict[str, str] = {}
     for role, given in wanted.items():
-        required = role in ("user", "item")
+        required = role in ("user", "item") and not optional
         if given == "" and not required:
             continue
-        is_default = given == role if required else given is None
+        is_default = optional or (given == role if required else given is None)
         name = _named_column(source, given) or (_usual_column(source, role) if is_default else None)
         if name is None:
             if is_default and not required:
