@@ -1,7 +1,7 @@
 """Runs commands that are killed at a chosen moment; see test_kill.py. No test, a program.
 
-Reads one JSON object per line: `argv`, `store`, and either `event`, the number of the file system
-operation in the store before which the command kills itself, or `after`, the seconds after which it
+Reads one JSON object per line: `argv`, `store`, and either `event`, the number of the operation
+that changes the store before which the command kills itself, or `after`, the seconds after which it
 is killed. Answers with one: the signal or exit code, and the operations that were counted. Each
 command is a process of its own, forked so that torch is imported once.
 """
@@ -15,10 +15,9 @@ import signal
 import sys
 import time
 
-_COUNTED = (
-    *("open", "os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate"),
-    *("os.chmod", "os.listdir", "os.scandir"),
-)
+# Before one that only reads, the store is as it was before the last that does not.
+_CHANGES = ("os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate")
+_OPENS_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def run(argv, store, event, answer):
@@ -27,7 +26,9 @@ def run(argv, store, event, answer):
 
     def watch(name, args):
         nonlocal count
-        if name in _COUNTED and args and store in str(args[0]):
+        changes = name in _CHANGES or (name == "open" and args[2] & _OPENS_TO_WRITE)
+        # Inside a folder that is being removed, names are relative to it.
+        if changes and (store in str(args[0]) or not os.path.isabs(str(args[0]))):
             count += 1
             if count == event:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -72,10 +73,11 @@ def serve():
     import ifru_ext.report.figures
     import ifru_ext.report.page  # noqa: F401
 
-    answers, sys.stdout = sys.stdout, open(os.devnull, "w")
-    os.dup2(sys.stdout.fileno(), 2)
-    for line in sys.stdin:
-        print(json.dumps(forked(**json.loads(line))), file=answers, flush=True)
+    answers = sys.stdout
+    with open(os.devnull, "w") as sys.stdout:
+        os.dup2(sys.stdout.fileno(), 2)
+        for line in sys.stdin:
+            print(json.dumps(forked(**json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
