@@ -29,6 +29,8 @@ _FORMATS = {
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 # Read at a time by each thread: what the allocator keeps of them counts for the memory, too.
 _BLOCK_BYTES = 1 << 18
+_LARGE_BLOCK_BYTES = 1 << 26
+_ROW_TOO_LONG = "straddling object"  # pyarrow's word for a row that is longer than a block
 
 # Compared in lower case, with "-" and " " as "_", without a RecBole type such as ":token".
 _ALIASES = {
@@ -163,7 +165,9 @@ def open_table(path: Path, format: str | None, separator: str | None) -> _Source
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, got a path where there is none") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or _first_line(error)})"
+        ) from None
 
 
 class _TextFile:
@@ -187,10 +191,11 @@ class _TextFile:
         # Times that are no integers are read as text too, and told apart there.
         time = text if numbers_as_text else pa.int64()
         types = {"user": ids, "item": ids, "label": number, "weight": number, "timestamp": time}
-        try:
+
+        def read(block_bytes: int) -> Any:
             return pa_csv.read_csv(
                 self.path,
-                read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES),
+                read_options=pa_csv.ReadOptions(block_size=block_bytes),
                 parse_options=pa_csv.ParseOptions(
                     delimiter=self._separator, newlines_in_values=True
                 ),
@@ -200,6 +205,14 @@ class _TextFile:
                     null_values=[],  # else "NA" and "nan" would be no label instead of a bad one
                 ),
             )
+
+        try:
+            try:
+                return read(_BLOCK_BYTES)
+            except pa.ArrowInvalid as error:
+                if _ROW_TOO_LONG not in str(error):
+                    raise
+                return read(_LARGE_BLOCK_BYTES)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({_first_line(error)})") from None
         except pa.ArrowException as error:
