@@ -12,6 +12,7 @@
 #   make cuda-load the CUDA library in a CUDA build of torch (5 GB), without a GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
+#   make docs      the documentation, as pages in build/docs that open without a server
 #   make package   sdist and wheel, installed and run in a fresh environment
 
 PYTHON ?= python3
@@ -39,7 +40,7 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all demo test test-cpp test-python emulated lint format sanitize simt mutants cubin \
-	cuda-load bench readme package clean
+	cuda-load bench readme docs package clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -132,3 +133,7 @@ package: $(INSTALLED)
 
 clean:
 	rm -rf build dist $(VENV) ifru_ext/*.so *.egg-info
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -137,6 +137,8 @@ class Evidence:
         after: The unlearned model.
         retrained: A model trained without the forgotten rows, or None.
         n_forgotten: Rows forgotten.
+        n_erased: Those of them whose user or item has no row left. It scores 0 with everything, so
+            that on these rows loss and membership say no more than that it is erased.
         n_unseen: Rows that they are compared with; see `never_seen`.
         n_evaluation: Rows that utility is measured on, those of users and items without a row left
             excluded; 0 where none were given.
@@ -153,6 +155,7 @@ class Evidence:
     after: Measures
     retrained: Measures | None
     n_forgotten: int
+    n_erased: int
     n_unseen: int
     n_evaluation: int
     hops: tuple[HopChange, ...]
@@ -272,12 +275,14 @@ def evidence_between(
         )
         for m, utility in zip(models, utilities, strict=True)
     ]
-    users, tops = _lists(models, data, retained, min(top_k, data.n_items))
+    left = retained.degrees() > 0
+    users, tops = _lists(models, data, left, min(top_k, data.n_items))
     return Evidence(
         before=measures[0],
         after=measures[1],
         retrained=None if reference is None else measures[2],
         n_forgotten=len(rows),
+        n_erased=int((~left[forgotten.user] | ~left[data.n_users + forgotten.item]).sum()),
         n_unseen=len(unseen),
         n_evaluation=n_evaluation,
         hops=_change_by_hop(before, after, data, rows),
@@ -362,14 +367,14 @@ def _change_by_hop(
 
 
 def _lists(
-    models: Sequence[RecommenderModel], data: Interactions, retained: Interactions, k: int
+    models: Sequence[RecommenderModel], data: Interactions, left: Tensor, k: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The users whose features changed most, ascending, and each model's lists for them, [m, k].
 
     Items that the user had a row of are in no list, so that what differs is the models' doing;
     items without a row left are in the first model's alone: nobody recommends what was taken down.
+    `left` is bool [N]: the users and items that have a row left.
     """
-    left = retained.degrees() > 0
     of_user, of_item = left.split([data.n_users, data.n_items])
     moved = (models[1].features() - models[0].features())[: data.n_users].double()
     change = torch.where(of_user, moved.square().sum(1), 0)

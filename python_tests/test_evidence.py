@@ -94,6 +94,9 @@ def test_measures_are_those_of_verify(solved):
     forgotten = data.subset(mask)
     unseen = never_seen(data, mask.nonzero()[:, 0], seed=4)
     assert (found.n_forgotten, found.n_unseen) == (len(forgotten), len(unseen))
+    # Of the request, users 3 and 7 and item 5 have no row left.
+    erased = (forgotten.user == 3) | (forgotten.user == 7) | (forgotten.item == 5)
+    assert 0 < found.n_erased == int(erased.sum()) < found.n_forgotten
     for measured, m in (
         (found.before, model),
         (found.after, result.model),

@@ -97,6 +97,7 @@ def test_the_page_has_the_numbers_of_report_and_evidence():
         full.affected[0].before[0],
         report.certificate,
         "Solved as far as asked",
+        f"{full.n_erased} of these rows belong to users or items that have no row left",
         "still hold what was to be forgotten until they are purged",
     ):
         assert str(expected) in shown, expected
@@ -104,6 +105,14 @@ def test_the_page_has_the_numbers_of_report_and_evidence():
         assert reason[1:] in shown
     for user in full.affected:
         assert f"User {user.user} {user.n_kept} of 10 items kept" in shown
+
+
+def test_times_and_items_are_named():
+    report, *_ = solved()
+    report = dataclasses.replace(report, request={"items": 1234, "before": 1704067200})
+    shown = Page(rendered(report=report)).text
+    assert "Items, with all their rows 1,234" in shown
+    assert "The time before which all rows go 1704067200" in shown
 
 
 def test_what_is_not_known_is_said():
@@ -139,6 +148,14 @@ def test_a_tolerance_is_drawn_where_there_was_one():
     filtered = dataclasses.replace(report, solve_reason="FILTERED: as far as training had gone")
     assert "asked for: " in Page(rendered()).text
     assert "asked for: " not in Page(rendered(report=filtered)).text
+
+
+def test_rows_of_erased_users_alone_are_said_to_be():
+    _, full, _, _ = solved()
+    for n, said in ((0, False), (full.n_forgotten, True)):
+        found = Page(rendered(evidence=dataclasses.replace(full, n_erased=n))).text
+        assert ("All of these rows belong to users or items" in found) == said
+        assert ("no row left. An erased one" in found) == said
 
 
 def test_nothing_affected_and_nothing_unseen_is_said():
