@@ -7,6 +7,7 @@ that reads the environment once.
 from __future__ import annotations
 
 import os
+import sys
 
 __all__ = ["main"]
 
@@ -17,6 +18,10 @@ def main() -> int:
     # up the thread's share of it just before there is work again: a command that takes 3 s alone
     # was measured at 33 s beside one busy process, and at 6 s with waiting threads asleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ifru_ext.__main__ import main as run  # noqa: PLC0415
+    try:
+        from ifru_ext.__main__ import main as run  # noqa: PLC0415
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while torch was imported, which takes seconds
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 3

@@ -70,6 +70,7 @@ class _Output(Console):
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # which fills the lines of a paragraph anew
     help="Removes training data from a trained recommender as if it had been retrained without it.",
     epilog="Exit codes: 0 done, 1 not converged to what was asked, 2 bad input, 3 interrupted.",
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +31,7 @@ from ifru_ext.cli.app import (
     cell,
     opened,
 )
-from ifru_ext.cli.requests import read_data
+from ifru_ext.cli.requests import REPORT, read_data
 from ifru_ext.cli.training import retrain
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.evidence import Evidence, evidence_between, never_seen
@@ -41,10 +43,13 @@ from ifru_ext.io.forgotten import known_rows
 from ifru_ext.io.store import StoredModel, decode_model
 from ifru_ext.io.versions import ModelStore
 from ifru_ext.models import RecommenderModel
+from ifru_ext.report.unlearning import UnlearnReport
 from ifru_ext.unlearning import certify
 from ifru_ext.verify import VerifyReport, verify
 
 __all__ = ["register"]
+
+_UNSEEN = 10_000
 
 
 def register() -> None:
@@ -61,7 +66,11 @@ def verify_command(
     label_column: LabelColumn = None,
     threshold: Threshold = None,
     test: Annotated[
-        Path | None, typer.Option(help="Interactions that the model was not trained on.")
+        Path | None,
+        typer.Option(
+            help="Interactions that the model was not trained on, for utility; else rows of no "
+            "one are drawn, to compare predictions on."
+        ),
     ] = None,
     rtol: Annotated[
         float | None, typer.Option(help="Exit with 1 where the residual is more than this.")
@@ -70,6 +79,10 @@ def verify_command(
         bool, typer.Option("--retrain", help="Retrain without the forgotten rows, and compare.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="How many models to retrain.")] = 2,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="File for the request's report, with what was found here."),
+    ] = None,
     wait: WaitOption = 0.0,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -100,16 +113,17 @@ def verify_command(
         models: list[RecommenderModel] = []
         truth: VerifyReport | None = None
         if retraining:
-            forgotten = forget.resolve(rows)
-            left = rows.subset(~forgotten)
+            left = rows.subset(~forget.resolve(rows))
             models = [retrain(after, left, seed, voice).model for seed in range(seeds)]
             truth = verify(
                 *(after.model, rows, forget),
                 objective=before.objective,
-                test=judged_on or never_seen(rows, forgotten.nonzero()[:, 0]),
+                test=_unseen(rows, forget) if judged_on is None else judged_on,
                 retrain=models,
                 original=before.model,
             )
+            if judged_on is None:
+                truth = _without_utility(truth)
         found = evidence_between(
             *(before.model, after.model, rows, forget),
             objective=before.objective,
@@ -117,6 +131,8 @@ def verify_command(
             retrained=models[0] if models else None,
         )
         recorded, version = store.entry.get("residual_all"), store.current
+        if page is not None:
+            write_atomic(page, _page(store, found).encode())
     values: dict[str, Any] = {
         "version": version,
         "residual_all": residual,
@@ -146,6 +162,48 @@ def _request_again(
             "included, got others; without them there is nothing to measure on"
         )
     return before, rows, Forget(interactions=known_rows(rows, store.salt, added))
+
+
+def _page(store: ModelStore, found: Evidence) -> str:
+    """The report of the current version once more, with other evidence."""
+    from ifru_ext.report.page import render  # noqa: PLC0415 (matplotlib takes its time)
+
+    path = store.path(store.current) / REPORT
+    try:
+        values = json.loads(path.read_bytes())
+        names = [field.name for field in dataclasses.fields(UnlearnReport)]
+        report = UnlearnReport(**{name: values[name] for name in names})
+        history = [float(norm) for norm in values["history"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: expected the report of a request, got something else") from None
+    facts = {"store": store.folder.resolve().name, "version": store.current}
+    return render(report, found, history, facts=facts)
+
+
+def _unseen(rows: Interactions, forget: Forget) -> Interactions:
+    """Rows that no model has seen, like those that are left: to compare predictions on."""
+    left = (~forget.resolve(rows)).nonzero()[:, 0]
+    drawn = torch.randperm(len(left), generator=torch.Generator().manual_seed(0))[:_UNSEEN]
+    return never_seen(rows, left[drawn].sort().values)
+
+
+def _without_utility(report: VerifyReport) -> VerifyReport:
+    """The labels of drawn rows are nobody's: how well they are predicted says nothing."""
+    unknown: dict[str, Any] = dict.fromkeys(("recall", "ndcg", "test_auc", "auc_or", "auc_and"))
+    original, unlearned, retrained, *each = (
+        dataclasses.replace(quality, **unknown)
+        for quality in (
+            *(report.original, report.unlearned, report.retrained),
+            *report.each_retrained,
+        )
+    )
+    return dataclasses.replace(
+        report,
+        original=original,
+        unlearned=unlearned,
+        retrained=retrained,
+        each_retrained=tuple(each),
+    )
 
 
 def _say(

@@ -200,13 +200,14 @@ def ledger_verify(
                 f"{found.path}: expected the head {head!r:.80} among its lines' hashes, got it "
                 "nowhere: the ledger is not the one that it was noted from"
             )
-        for entry in store.versions():
-            store.file(str(entry["version"]))
+        models = {store.current, *(str(entry["version"]) for entry in store.versions())}
+        for version in sorted(models):
+            store.file(version)
         values = {
             "lines": len(found.entries),
             "ledger": found.head,
             "torn": found.torn,
-            "models": [entry["version"] for entry in store.versions()],
+            "models": sorted(models),
         }
     voice.json(values)
     voice.say(f"{values['lines']} lines, unbroken; the models are those that it names")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ifru_ext.cli.app import (
 )
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError
+from ifru_ext.evidence import evidence
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
@@ -44,8 +46,9 @@ from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason
 from ifru_ext.unlearning import UnlearnReport, UnlearnResult, unlearn
 
-__all__ = ["check_solved", "read_data", "register", "say_solve"]
+__all__ = ["REPORT", "check_solved", "read_data", "register", "say_solve"]
 
+REPORT = "report.json"
 _IDS_HELP = (
     "ids separated by commas, in double quotes where an id has a comma or begins with a space; "
     "may be given several times."
@@ -305,6 +308,13 @@ def unlearn_command(
     hops: HopsOption = None,
     keep: KeepOption = 1.0,
     erase: EraseOption = "zero",
+    list_users: Annotated[
+        bool,
+        typer.Option(
+            "--list-users/--no-list-users",
+            help="Name, in the report, the users whose recommendations changed most.",
+        ),
+    ] = True,
     purge: Annotated[
         bool,
         typer.Option(
@@ -365,8 +375,9 @@ def unlearn_command(
         report = {**result.report.to_json(), "residual_all": result.certify()}
         # What was asked for is the residual of the model as it is written, in its own precision.
         converged = result.solve.converged if rtol is None else result.report.residual <= rtol
-        bar.show("writing")
-        line = _write(store, task, result, report, erase, converged)
+        bar.show("reporting")
+        page = _page(store, task, result, report, list_users)
+        line = _write(store, task, result, report, page, erase, converged)
         if purge:
             _purge(store, voice)
         head = store.ledger.head
@@ -386,11 +397,36 @@ def unlearn_command(
         raise typer.Exit(NOT_CONVERGED)
 
 
+def _page(
+    store: ModelStore,
+    task: _Task,
+    result: UnlearnResult,
+    report: dict[str, Any],
+    list_users: bool,
+) -> str:
+    """The report for people; what it measures is added to the other one."""
+    from ifru_ext.report.page import render  # noqa: PLC0415 (matplotlib takes its time)
+
+    before = task.stored.model
+    found = evidence(before, result, ids=list_users)
+    report.update(evidence=found.to_json(), history=list(result.solve.history))
+    facts = {
+        "store": store.folder.resolve().name,
+        "made from": store.current,
+        "data before": task.stored.fingerprint,
+        "data after": result.retained.fingerprint(),
+        "unknown ids left out": task.request.n_unknown,
+    }
+    shown = dataclasses.replace(result.report, residual_all=report["residual_all"])
+    return render(shown, found, result.solve.history, facts=facts)
+
+
 def _write(
     store: ModelStore,
     task: _Task,
     result: UnlearnResult,
     report: dict[str, Any],
+    page: str,
     erase: str,
     converged: bool,
 ) -> dict[str, Any]:
@@ -414,7 +450,8 @@ def _write(
         "machine": environment(result.model.dtype),
     }
     forgotten = task.data.subset(result.forgotten_rows)
-    return store.add_unlearned(file, forgotten, {"report.json": as_json_bytes(report)}, entry)
+    files = {REPORT: as_json_bytes(report), "report.html": page.encode()}
+    return store.add_unlearned(file, forgotten, files, entry)
 
 
 def _purge(store: ModelStore, voice: Voice) -> None:

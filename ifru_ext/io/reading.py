@@ -27,6 +27,10 @@ _FORMATS = {
     ".pq": "parquet",
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+# Read at a time by each thread: what the allocator keeps of them counts for the memory, too.
+_BLOCK_BYTES = 1 << 18
+_LARGE_BLOCK_BYTES = 1 << 26
+_ROW_TOO_LONG = "straddling object"  # pyarrow's word for a row that is longer than a block
 
 # Compared in lower case, with "-" and " " as "_", without a RecBole type such as ":token".
 _ALIASES = {
@@ -161,7 +165,9 @@ def open_table(path: Path, format: str | None, separator: str | None) -> _Source
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, got a path where there is none") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or _first_line(error)})"
+        ) from None
 
 
 class _TextFile:
@@ -182,10 +188,14 @@ class _TextFile:
         number = text if numbers_as_text else pa.float64()
         # Ids as a dictionary: each text is stored once, and decided on once.
         ids = pa.dictionary(pa.int32(), text)
-        types = {"user": ids, "item": ids, "label": number, "weight": number, "timestamp": text}
-        try:
+        # Times that are no integers are read as text too, and told apart there.
+        time = text if numbers_as_text else pa.int64()
+        types = {"user": ids, "item": ids, "label": number, "weight": number, "timestamp": time}
+
+        def read(block_bytes: int) -> Any:
             return pa_csv.read_csv(
                 self.path,
+                read_options=pa_csv.ReadOptions(block_size=block_bytes),
                 parse_options=pa_csv.ParseOptions(
                     delimiter=self._separator, newlines_in_values=True
                 ),
@@ -195,6 +205,14 @@ class _TextFile:
                     null_values=[],  # else "NA" and "nan" would be no label instead of a bad one
                 ),
             )
+
+        try:
+            try:
+                return read(_BLOCK_BYTES)
+            except pa.ArrowInvalid as error:
+                if _ROW_TOO_LONG not in str(error):
+                    raise
+                return read(_LARGE_BLOCK_BYTES)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({_first_line(error)})") from None
         except pa.ArrowException as error:
@@ -281,7 +299,7 @@ class Table:
             known, index = IdMap.from_values(values)
         else:
             index = known.encode(values, name=self._name(role))
-        return known, index[place]
+        return known, np.take(index, place, out=place)
 
     def distinct(
         self, role: str, *, optional: bool = False
@@ -293,7 +311,7 @@ class Table:
             optional: Whether a row may have none: its place is then -1.
         """
         types = self._pa.types
-        column = self._columns.pop(role)
+        column = self._pop(role)
         of = column.type.value_type if types.is_dictionary(column.type) else column.type
         if not (types.is_integer(of) or types.is_string(of) or types.is_large_string(of)):
             raise self._error(role, f"expected integers or strings, got {of}")
@@ -301,19 +319,29 @@ class Table:
             self._refuse(role, column.is_null(), "an id", "none")
         # [n] places in a dictionary of distinct values.
         coded = column if types.is_dictionary(column.type) else column.dictionary_encode()
-        coded = coded.unify_dictionaries().combine_chunks()
-        indices = coded.indices.fill_null(-1) if coded.null_count else coded.indices
-        codes = indices.to_numpy(zero_copy_only=False)
+        chunks = coded.unify_dictionaries().chunks
+        dictionary = chunks[0].dictionary
+
+        def codes(chunk: Any) -> Any:
+            indices = chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices
+            return indices.to_numpy(zero_copy_only=False)
+
         # The dictionary of a Parquet file may list values that no row has. One place more, for -1.
-        used = np.zeros(len(coded.dictionary) + 1, dtype=bool)
-        used[codes] = True
-        entries = coded.dictionary.to_numpy(zero_copy_only=False)
+        used = np.zeros(len(dictionary) + 1, dtype=bool)
+        for chunk in chunks:
+            used[codes(chunk)] = True
         used[-1] = False
+        entries = dictionary.to_numpy(zero_copy_only=False)
         if optional and of in (self._pa.string(), self._pa.large_string()):
             used[:-1] &= entries != ""
         values = as_id_array(self._name(role), entries[used[:-1]])
         place = np.full(used.shape, -1, dtype=np.int64)
         place[used] = np.arange(len(values))
+        rows = np.empty(len(column), dtype=np.int64)
+        begin = 0
+        for chunk in chunks:
+            rows[begin : begin + len(chunk)] = place[codes(chunk)]
+            begin += len(chunk)
         if values.dtype.kind == "U":
             # A line break in an id is a quote that was left open: the rows up to the next quote,
             # or to the end of the file, are inside.
@@ -322,20 +350,18 @@ class Table:
                 (np.char.find(values, "\n") >= 0, "several lines"),
             ):
                 if wrong.any():
-                    rows = np.zeros(used.shape, dtype=bool)
-                    rows[used] = wrong
-                    self._refuse(role, rows[codes], "an id", got)
-        return values, place[codes]
+                    self._refuse(role, np.append(wrong, False)[rows], "an id", got)
+        return values, rows
 
     def numbers(self, role: str) -> npt.NDArray[np.float64] | None:
         """[n] the finite numbers of a column; None without the column."""
-        column = self._columns.pop(role, None)
+        column = self._pop(role)
         return None if column is None else self._cast_numbers(role, column)
 
     def times(self, role: str) -> npt.NDArray[np.int64] | npt.NDArray[np.float64] | None:
         """[n] numbers as they are, or dates in seconds since 1970; None without the column."""
         pa = self._pa
-        column = self._columns.pop(role, None)
+        column = self._pop(role)
         if column is None:
             return None
         if column.null_count:
@@ -354,6 +380,11 @@ class Table:
         seconds: npt.NDArray[np.int64] = microseconds // 1_000_000
         exact = bool((seconds * 1_000_000 == microseconds).all())
         return seconds if exact else microseconds.astype(np.float64) / 1e6
+
+    def _pop(self, role: str) -> Any:
+        """A column, or None; what was read of the ones before is given back to the system."""
+        self._pa.default_memory_pool().release_unused()
+        return self._columns.pop(role, None)
 
     def _parsed_times(self, role: str, column: Any) -> Any:
         """The column as integers, else as floats, else as dates."""
