@@ -105,7 +105,9 @@ class BipartiteGraph:
         # The entries come in order: only parallel edges are left to add.
         apart = bool(((row * a.n_nodes + column).diff() > 0).all())
         where, shape = torch.stack([row, column]), (a.n_nodes, a.n_nodes)
-        return torch.sparse_coo_tensor(where, value, shape, is_coalesced=apart).coalesce()
+        return torch.sparse_coo_tensor(
+            where, value, shape, is_coalesced=apart, check_invariants=False
+        ).coalesce()
 
     def induced(self, rows: Tensor, alpha: Tensor) -> InducedPropagation:
         """The propagation along the walks that stay among some rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,7 +139,9 @@ def _read(path: Path) -> _Frame:
             if missing:
                 raise InputError(f"{path}: expected columns user, item, label, got {names}")
             at = [names.index(column) for column in _COLUMNS]
-            table = np.loadtxt(file, delimiter=",", usecols=at, ndmin=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # no row: an error below
+                table = np.loadtxt(file, delimiter=",", usecols=at, ndmin=2)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a readable file, got {error}") from None
     except InputError:

@@ -126,10 +126,16 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
             raise InputError(f"save_name: expected a file in an existing folder, got {folder}")
         data = ScriptData.of(data_generator)
         script = ScriptModel.of(model, data)
-        if self.mode is Mode.EXACT:
-            self._exact(script, data)
+        valid, test = (
+            Evaluation(rows, data.forgotten, script.device) for rows in (data.valid, data.test)
+        )
+        before = script.old.features().to(script.device)
+        print(f"before: valid AUC {valid(before)}, test AUC {test(before)}")
+        if self.mode is Mode.REFERENCE:
+            self._reference(script, data, valid, test)
         else:
-            self._reference(script, data)
+            after = self._exact(script, data).features().to(script.device)
+            print(f"after: valid AUC {valid(after)}, test AUC {test(after)}")
 
     def compute_neighbor_influence_clip(
         self, data_generator: Any, k_hop: int = 1
@@ -153,32 +159,28 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         of_user = rows < data.train.n_users
         return rows[of_user], rows[~of_user] - data.train.n_users
 
-    def _exact(self, script: ScriptModel, data: ScriptData) -> None:
+    def _exact(self, script: ScriptModel, data: ScriptData) -> RecommenderModel:
+        """Writes the unlearned model and returns it."""
         begin = time.perf_counter()
         forget = Forget(interactions=torch.arange(data.n_kept, len(data.train)))
         result = unlearn(script.old, data.train, forget, objective=self.objective)
-        new, old = result.model, script.old
-        change = new.embedding - old.embedding
+        new = result.model
+        change = new.embedding - script.old.embedding
         self.rows = change.any(1).nonzero()[:, 0]
         self.p = (len(data.train) * change[self.rows]).reshape(-1, 1).to(script.device)
         self._save(script, new)
-        script.write(new)
-        if new.graph is not None:
-            script.replace_graph(new.graph)
-        seconds = time.perf_counter() - begin
-        report = result.report
+        script.write(new, with_graph=True)
+        seconds, report = time.perf_counter() - begin, result.report
         print(
             f"unlearned {report.n_forgotten} of {report.n_interactions} rows in {seconds:.3f} s: "
             f"{report.method}, {len(self.rows)} rows of the model, residual {report.residual:.2g}"
         )
-        for name, rows in (("valid", data.valid), ("test", data.test)):
-            evaluation = Evaluation(rows, data.forgotten, torch.device("cpu"))
-            print(
-                f"{name} AUC: {evaluation(old.features())} before, "
-                f"{evaluation(new.features())} after"
-            )
+        return new
 
-    def _reference(self, script: ScriptModel, data: ScriptData) -> None:
+    def _reference(
+        self, script: ScriptModel, data: ScriptData, valid: Evaluation, test: Evaluation
+    ) -> None:
+        """Takes the released steps."""
         model, train = script.old.to(script.device), data.train.to(script.device)
         rows = _selected(data, self.k_hop, clip=model.graph is not None).to(script.device)
         g = _forget_gradient(model, data)[rows].to(model.dtype)
@@ -186,20 +188,15 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         plain = MatrixFactorization(model.user_embedding, model.item_embedding)
         mean = Objective("bce", reduction="mean")
         hessian = HessianOperator(plain, train, mean, rows=rows)
-        valid, test = (
-            Evaluation(x, data.forgotten, script.device) for x in (data.valid, data.test)
-        )
-        print(f"before: valid AUC {valid(model.features())}, test AUC {test(model.features())}")
-
         embedding, p = model.embedding.clone(), torch.zeros_like(g)
-        p.grad = torch.zeros_like(g)
+        p.grad = gradient = torch.zeros_like(g)
         start = best = embedding[rows]
         adam = torch.optim.Adam([p], lr=self.if_lr, fused=True)
         highest, waited = -1.0, 0
         try:
             for step in range(self.if_epoch):
                 begin = time.perf_counter()
-                hessian.matvec_into(p, p.grad).sub_(g)
+                hessian.matvec_into(p, gradient).sub_(g)
                 adam.step()
                 if not bool(torch.isfinite(p).all()):
                     raise InputError(
@@ -226,7 +223,7 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
             if highest >= 0:
                 self.p, self.rows = p.detach().reshape(-1, 1), rows.cpu()
                 self._save(script, model.with_rows(rows, best))
-                script.write(model.with_embedding(embedding))
+                script.write(model.with_embedding(embedding), with_graph=False)
 
     def _save(self, script: ScriptModel, model: RecommenderModel) -> None:
         state = script.state(model)
@@ -245,17 +242,18 @@ def _selected(data: ScriptData, k_hop: int, *, clip: bool) -> Tensor:
     """
     train, forgotten = data.train, data.forgotten
     k_hop = as_integer("k_hop", k_hop, 1 if clip else 0)
-    nodes = np.arange(train.n_nodes)
     degree = 1 + train.degrees().numpy()
     ends = torch.cat([forgotten.user, forgotten.item + train.n_users])
     score = torch.bincount(ends, minlength=train.n_nodes).numpy() / degree
-    # Of parallel rows one passes the score on.
-    pair = np.unique((train.user * train.n_items + train.item).numpy())
-    user, item = pair // train.n_items, pair % train.n_items + train.n_users
-    users, items = np.split(nodes, [train.n_users])
-    source = np.concatenate([users, item, user, items])
-    target = np.concatenate([users, user, item, items])
-    for _ in range(1 if clip else k_hop):
+    hops = 1 if clip else k_hop
+    if hops:
+        # Of parallel rows one passes the score on.
+        pair = (train.user * train.n_items + train.item).unique().numpy()
+        user, item = pair // train.n_items, pair % train.n_items + train.n_users
+        users, items = np.split(np.arange(train.n_nodes), [train.n_users])
+        source = np.concatenate([users, item, user, items])
+        target = np.concatenate([users, user, item, items])
+    for _ in range(hops):
         passed = score[source] / degree[target]
         score = np.bincount(target, passed, minlength=train.n_nodes)
     reached = score > 0

@@ -144,6 +144,11 @@ class ScriptModel:
         else:
             graph = BipartiteGraph.from_interactions(data.train)
             n_layers = as_integer("model.n_layers", _attribute(module, "n_layers", "model"), 0)
+            own = _attribute(module, "Graph", "model")
+            if not (isinstance(own, Tensor) and own.is_sparse):
+                raise InputError(
+                    f"model.Graph: expected a sparse COO tensor, got {type(own).__name__}"
+                )
             old = LightGCN(user, item, n_layers, graph=graph)
         model = cls(module, names, old)
         model._check_predictions(data.valid)
@@ -162,16 +167,17 @@ class ScriptModel:
             state[name] = new.detach().to(state[name], copy=True)
         return state
 
-    def write(self, model: RecommenderModel) -> None:
-        """Gives the script's model another model's embeddings, in place."""
+    def write(self, model: RecommenderModel, *, with_graph: bool) -> None:
+        """Gives the script's model another model's embeddings, in place, and its graph if wanted.
+
+        The graph is where and in the dtype that the old one was.
+        """
+        if with_graph and model.graph is not None:
+            old = self.module.Graph
+            self.module.Graph = model.graph.to_sparse(old.dtype).to(old.device)
         with torch.no_grad():
             for name, new in self._weights(model).items():
                 self.module.get_parameter(name).copy_(new)
-
-    def replace_graph(self, graph: BipartiteGraph) -> None:
-        """Gives the script's model another graph, where and in the dtype that the old one had."""
-        old = self.module.Graph
-        self.module.Graph = graph.to_sparse(old.dtype).to(old.device)
 
     def _weights(self, model: RecommenderModel) -> dict[str, Tensor]:
         halves = model.user_embedding, model.item_embedding
@@ -228,6 +234,8 @@ def _column(name: str, frame: Any, column: str) -> ArrayLike:
 
 def _same_rows(a: Interactions, b: Interactions) -> bool:
     """Whether both have the same rows, in any order."""
+    if all(torch.equal(getattr(a, name), getattr(b, name)) for name in _COLUMNS):
+        return True
     if len(a) != len(b):
         return False
     keys = []
