@@ -95,20 +95,20 @@ def auc_of_parts(scores: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> lis
     """
     values = scores.detach().cpu().numpy()
     order = np.argsort(values)  # for a hundred thousand scores twice as fast as torch's
-    values = values[order]
-    positive = (labels > 0.5).cpu().numpy()[order]
+    values, positive = values[order], (labels > 0.5).cpu().numpy()[order]
     # Trapezoids under the ROC curve; tied scores are one step of it.
     ends = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
+    count = np.int32 if len(values) < 2**31 else np.int64
     areas: list[float | None] = []
     for part in parts:
         counted = part.cpu().numpy()[order]
         n_positive, n_negative = (
-            np.append(0, np.cumsum(counted & label, dtype=np.int64)[ends])
+            np.append(0, np.cumsum(counted & label, dtype=count)[ends]).astype(np.int64)
             for label in (positive, ~positive)
         )
-        n_pairs = int(n_positive[-1]) * int(n_negative[-1])
-        twice = np.diff(n_positive) * (n_negative[1:] + n_negative[:-1])
-        areas.append(int(twice.sum()) / (2 * n_pairs) if n_pairs else None)
+        n_pairs = int(n_positive[-1] * n_negative[-1])
+        twice = int((np.diff(n_positive) * (n_negative[1:] + n_negative[:-1])).sum())
+        areas.append(twice / (2 * n_pairs) if n_pairs else None)
     return areas
 
 

@@ -73,6 +73,8 @@ def frame(rows, kind=dict):
     columns = {name: np.array(rows[name]) for name in ("user", "item", "label")}
     if kind is dict:
         return columns
+    if kind == "DataFrame":
+        return pytest.importorskip("pandas").DataFrame(columns)
     table = np.zeros(len(columns["user"]), [("user", int), ("item", int), ("label", float)])
     for name, values in columns.items():
         table[name] = values
@@ -268,7 +270,7 @@ def released(model, g, rows, lr, n_steps):
 # ---- Reference mode -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("as_frame", [dict, np.ndarray])
+@pytest.mark.parametrize("as_frame", [dict, np.ndarray, "DataFrame"])
 @pytest.mark.parametrize(("kind", "hop"), [("mf", 0), ("mf", 2), ("lightgcn", 1)])
 def test_reference_mode_takes_the_released_steps(tmp_path, capsys, kind, hop, as_frame):
     g = make_generator(kind, as_frame=as_frame)
@@ -329,7 +331,7 @@ def test_an_interrupted_run_keeps_its_best_model(tmp_path, monkeypatch):
 
 def test_steps_that_diverge_are_named(tmp_path):
     g = make_generator()
-    unlearner = influence_unlearn(tmp_path / "m.pth", 80, 1e300, 0, mode="reference")
+    unlearner = influence_unlearn(tmp_path / "m.pth", 80, 1e38, 0, mode="reference")
     with pytest.raises(ValueError, match="if_lr: expected one that converges, got NaN or infinity"):
         unlearner.compute_hessian_with_test(make_model("mf", g, dtype=torch.float32), g)
 
