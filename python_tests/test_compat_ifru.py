@@ -324,16 +324,24 @@ def test_an_interrupted_run_keeps_its_best_model(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "print", stop_at_step_3)
     with pytest.raises(KeyboardInterrupt):
         unlearner.compute_hessian_with_test(model, g)
-    best = max(range(3), key=lambda n: (steps[n][0], -n))
+    best = max(range(4), key=lambda n: (steps[n][0], -n))
     torch.testing.assert_close(embedding_of(model), steps[3][1])
     torch.testing.assert_close(state_embedding(tmp_path / "m.pth", model), steps[best][1])
 
 
-def test_steps_that_diverge_are_named(tmp_path):
+def test_steps_that_diverge_are_named(tmp_path, capsys):
     g = make_generator()
-    unlearner = influence_unlearn(tmp_path / "m.pth", 80, 1e38, 0, mode="reference")
-    with pytest.raises(ValueError, match="if_lr: expected one that converges, got NaN or infinity"):
-        unlearner.compute_hessian_with_test(make_model("mf", g, dtype=torch.float32), g)
+    model = make_model("mf", g, dtype=torch.float32)
+    unlearner = influence_unlearn(tmp_path / "m.pth", 80, 1e21, 0, mode="reference")
+    with pytest.raises(ValueError, match="model: expected finite scores, got NaN or infinity; in"):
+        unlearner.compute_hessian_with_test(model, g)
+    # What is left is the last model that had an area.
+    assert capsys.readouterr().out.count("step ") > 0
+    left = embedding_of(model)
+    assert bool(torch.isfinite(left).all())
+    start = embedding_of(make_model("mf", g, dtype=torch.float32))[unlearner.rows]
+    moved = start + unlearner.p.view(-1, DIM) / g.n_train
+    torch.testing.assert_close(left[unlearner.rows], moved)
 
 
 @pytest.mark.parametrize(

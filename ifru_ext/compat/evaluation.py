@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +61,21 @@ class Evaluation:
             )
 
     def __call__(self, features: Tensor) -> Areas:
-        """From features [N, d]."""
+        """From features [N, d].
+
+        Raises:
+            InputError: A score is NaN or infinite.
+        """
         # The residual of half the squared error against zero is the score, in one fused pass.
         zero = features.new_zeros(len(self._label))
         _, score, _ = ops.pointwise_derivatives(
             *self._pairs, features, zero, None, Loss.MSE.pointwise()
         )
+        if not math.isfinite(float(score.sum())):
+            raise InputError(
+                "model: expected finite scores, got NaN or infinity; in reference mode a smaller "
+                "if_lr keeps them so"
+            )
         all_rows, either, both = auc_of_parts(score, self._label, self._parts)
         assert all_rows is not None
         return Areas(all_rows, either, both)

@@ -126,6 +126,7 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         folder = Path(self.save_name).parent
         if not folder.is_dir():
             raise InputError(f"save_name: expected a file in an existing folder, got {folder}")
+        self.p = self.rows = None
         data = ScriptData.of(data_generator)
         script = ScriptModel.of(model, data)
         valid, test = (
@@ -198,32 +199,28 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
             for step in range(self.if_epoch):
                 begin = time.perf_counter()
                 adam.step(hessian.matvec_into(p, gradient).sub_(g))
-                if not math.isfinite(float(p.sum())):
-                    raise InputError(
-                        f"if_lr: expected one that converges, got NaN or infinity in step {step} "
-                        f"with {self.if_lr:g}"
-                    )
                 now = torch.add(start, p, alpha=1 / len(train))
                 embedding.index_copy_(0, rows, now)
                 seconds = time.perf_counter() - begin
                 features = model.propagate(embedding)
-                areas = valid(features)
+                areas, test_areas = valid(features), test(features)
+                self.p, last = p.clone(), now
                 better = areas.all > highest
-                print(
-                    f"step {step}: {seconds:.3f} s, valid AUC {areas}, test AUC {test(features)}"
-                    f"{', the best so far' * better}"
-                )
                 if better:
                     highest, waited, best = areas.all, 0, now
                 else:
                     waited += 1
+                print(
+                    f"step {step}: {seconds:.3f} s, valid AUC {areas}, test AUC {test_areas}"
+                    f"{', the best so far' * better}"
+                )
                 if waited > _PATIENCE:
                     break
         finally:  # also for who has seen enough
-            if highest >= 0:
-                self.p, self.rows = p.reshape(-1, 1), rows.cpu()
+            if self.p is not None:
+                self.p, self.rows = self.p.reshape(-1, 1), rows.cpu()
                 self._save(script, model.with_rows(rows, best))
-                script.write(model.with_embedding(embedding), with_graph=False)
+                script.write(model.with_rows(rows, last), with_graph=False)
 
     def _save(self, script: ScriptModel, model: RecommenderModel) -> None:
         state = script.state(model)
