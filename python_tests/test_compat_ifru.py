@@ -85,11 +85,11 @@ def joined(*frames):
     return {name: np.concatenate([f[name] for f in frames]) for name in frames[0]}
 
 
-def normalised(rows):
+def normalised(rows, n_users=N_USERS, n_nodes=N_NODES):
     """The scripts' graph of the positive rows: sparse COO, symmetric, coalesced."""
-    dense = np.zeros((N_NODES, N_NODES))
+    dense = np.zeros((n_nodes, n_nodes))
     positive = rows["label"] > 0
-    np.add.at(dense, (rows["user"][positive], rows["item"][positive] + N_USERS), 1)
+    np.add.at(dense, (rows["user"][positive], rows["item"][positive] + n_users), 1)
     dense += dense.T
     degree = dense.sum(1)
     s = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
@@ -132,22 +132,23 @@ def _ends(n_forgotten):
     return slice(None, -n_forgotten), slice(-n_forgotten, None)
 
 
-def changed_rows(kept, forgotten):
+def changed_rows(kept, forgotten, n_users=N_USERS, n_nodes=N_NODES):
     """Kept rows with an endpoint whose positive degree falls by more than 1 %."""
-    both = np.zeros((2, N_NODES))
+    both = np.zeros((2, n_nodes))
     for which, rows in enumerate((joined(kept, forgotten), kept)):
         positive = rows["label"] > 0
         np.add.at(both[which], rows["user"][positive], 1)
-        np.add.at(both[which], rows["item"][positive] + N_USERS, 1)
+        np.add.at(both[which], rows["item"][positive] + n_users, 1)
     fell = both[0] - both[1] > 0.01 * both[0]
-    where = fell[kept["user"]] | fell[kept["item"] + N_USERS]
+    where = fell[kept["user"]] | fell[kept["item"] + n_users]
     return {name: column[where] for name, column in kept.items()}
 
 
 def make_model(kind, generator, seed=0, dtype=torch.float64):
     """A model trained for some steps on all training rows, as a script would."""
     torch.manual_seed(seed)
-    model = MF(N_USERS, N_ITEMS, DIM) if kind == "mf" else GCN(generator, DIM, n_layers=2)
+    sizes = int(generator.n_users), int(generator.n_items)
+    model = MF(*sizes, DIM) if kind == "mf" else GCN(generator, DIM, n_layers=2)
     model = model.to(dtype)
     if kind == "lightgcn":
         model.Graph = generator.Graph.to(dtype)
@@ -616,13 +617,36 @@ def test_the_folder_is_that_of_the_recipe(tmp_path):
     assert (generator.n_users, generator.n_items) == train.shape
 
 
-def test_a_folder_serves_as_data_generator(tmp_path):
-    prepare(ratings(), tmp_path)
-    g = FolderData(tmp_path)
-    model = MF(g.n_users, g.n_items, DIM)
-    before = embedding_of(model)
-    influence_unlearn(tmp_path / "m.pth").compute_hessian_with_test(model, g)
-    assert not torch.equal(embedding_of(model), before)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["exact", "reference"])
+def test_a_script_runs_from_its_folder_to_its_file(tmp_path, kind, mode):
+    folder, trained, unlearned = tmp_path / "0.1", tmp_path / "m.pth", tmp_path / "u.pth"
+    rows = datasets.synthetic(60, 40, 1500, seed=1)
+    prepare(rows, folder, threshold=1, share=0.1)
+    g = FolderData(folder)
+    if kind == "lightgcn":
+        sizes = g.n_users, g.n_users + g.n_items
+        g.Graph, g.ChangedGraph = (normalised(r, *sizes) for r in (g.train, g.train_normal))
+        g.changed_data = changed_rows(g.train_normal, g.train_random, *sizes)
+    torch.save(make_model(kind, g, dtype=torch.float32).state_dict(), trained)
+
+    model = make_model(kind, g, seed=1, dtype=torch.float32)
+    model.load_state_dict(torch.load(trained, weights_only=True))
+
+    def loss_on_flipped():
+        user, item, label = tensors(g.train_random)
+        u, i = features(model, *weights(model))
+        score = (u[user] * i[item]).sum(1).double()
+        loss = nn.functional.binary_cross_entropy_with_logits(score, label.double())
+        return float(loss.detach())
+
+    before = loss_on_flipped()
+    unlearner = influence_unlearn(
+        save_name=unlearned, if_epoch=500, if_lr=10.0, k_hop=1, init_range=0, mode=mode
+    )
+    unlearner.compute_hessian_with_test(model=model, data_generator=g)
+    model.load_state_dict(torch.load(unlearned, weights_only=True))
+    assert loss_on_flipped() > 1.2 * before
 
 
 def test_a_file_of_ratings_is_read(tmp_path):

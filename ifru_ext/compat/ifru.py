@@ -106,7 +106,9 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         """Unlearns, in place, prints the progress, and writes the best `state_dict`.
 
         Exact mode changes the graph of a LightGCN (`model.Graph`) to the one without the forgotten
-        rows, writes the model and leaves it in `model`. Reference mode goes step by step, writes
+        rows, writes the model and leaves it in `model`. The graph is not in the `state_dict`: who
+        loads the file into another model sets it to the data generator's `ChangedGraph`. Reference
+        mode goes step by step, writes
         the model of the best validation AUC and leaves the last one in `model`, on the old graph,
         as the released scripts do: they load the file afterwards. It computes on the device of the
         model, exact mode on the CPU.
@@ -168,11 +170,11 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         forget = Forget(interactions=torch.arange(data.n_kept, len(data.train)))
         result = unlearn(script.old, data.train, forget, objective=self.objective)
         new = result.model
+        self._save(script, new)
+        script.write(new, with_graph=True)
         change = new.embedding - script.old.embedding
         self.rows = change.any(1).nonzero()[:, 0]
         self.p = (len(data.train) * change[self.rows]).reshape(-1, 1).to(script.device)
-        self._save(script, new)
-        script.write(new, with_graph=True)
         seconds, report = time.perf_counter() - begin, result.report
         print(
             f"unlearned {report.n_forgotten} of {report.n_interactions} rows in {seconds:.3f} s: "
