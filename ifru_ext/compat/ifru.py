@@ -131,16 +131,18 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         self.p = self.rows = None
         data = ScriptData.of(data_generator)
         script = ScriptModel.of(model, data)
+        reference = self.mode is Mode.REFERENCE
+        old = script.old.to(script.device) if reference else script.old
         valid, test = (
-            Evaluation(rows, data.forgotten, script.device) for rows in (data.valid, data.test)
+            Evaluation(rows, data.forgotten, old.embedding.device)
+            for rows in (data.valid, data.test)
         )
-        before = script.old.features().to(script.device)
-        print(f"before: valid AUC {valid(before)}, test AUC {test(before)}")
-        if self.mode is Mode.REFERENCE:
-            self._reference(script, data, valid, test)
+        print(f"before: valid AUC {valid(old.features())}, test AUC {test(old.features())}")
+        if reference:
+            self._reference(script, old, data, valid, test)
         else:
-            after = self._exact(script, data).features().to(script.device)
-            print(f"after: valid AUC {valid(after)}, test AUC {test(after)}")
+            new = self._exact(script, data)
+            print(f"after: valid AUC {valid(new.features())}, test AUC {test(new.features())}")
 
     def compute_neighbor_influence_clip(
         self, data_generator: Any, k_hop: int = 1
@@ -183,10 +185,15 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         return new
 
     def _reference(
-        self, script: ScriptModel, data: ScriptData, valid: Evaluation, test: Evaluation
+        self,
+        script: ScriptModel,
+        model: RecommenderModel,
+        data: ScriptData,
+        valid: Evaluation,
+        test: Evaluation,
     ) -> None:
-        """Takes the released steps."""
-        model, train = script.old.to(script.device), data.train.to(script.device)
+        """Takes the released steps, on the device of the model."""
+        train = data.train.to(script.device)
         rows = _selected(data, self.k_hop, clip=model.graph is not None).to(script.device)
         g = _forget_gradient(model, data)[rows].to(model.dtype)
         # The released Hessian leaves the propagation out.
