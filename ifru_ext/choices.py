@@ -250,7 +250,7 @@ def _regime(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
         reasons.append(f"the model is {_NAMES[anchor.regime]}: its anchor says so")
         return anchor.regime
     own, g = norm(start.rho), norm(start.g)
-    ridge = norm(start.linearization.ridge[:, None] * start.embedding)
+    ridge = norm(start.linearization.ridge[:, None] * start.free_embedding)
     regime = Regime.EARLY_STOPPED
     if own <= _CONVERGED * ridge:
         regime = Regime.CONVERGED
@@ -298,7 +298,7 @@ def _damping(
             full = torch.zeros_like(removal.model.embedding, dtype=rho.dtype)
             rho = full.index_copy(0, everything.rows, rho)
     degree = torch.where(removal.live, removal.data.degrees(), 0)
-    mu = pooled_ridge(rho, removal.model.embedding, degree)
+    mu = pooled_ridge(rho, removal.model.free(removal.model.embedding), degree)
     times = stopping_times(point, mu)
     reasons.append(
         f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping"

@@ -136,13 +136,18 @@ class Linearization:
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
         loss = float(ops.dot(self.loss, torch.ones_like(self.loss)))
-        return loss + _penalty(self.ridge, self.model.embedding)
+        return loss + _penalty(self.ridge, self.model.free(self.model.embedding))
+
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [N, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen()
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
         embedding = self.model.embedding
         if self.model.graph is None:
-            return self._inner_gradient(embedding, self.ridge)
+            return _zeroed(self._inner_gradient(embedding, self.ridge), self.frozen)
         inner = self._inner_gradient(self.features, None)
         return self.model.propagate(inner, self.ridge, embedding)
 
@@ -173,6 +178,8 @@ class Linearization:
     ) -> Tensor:
         """[N, d]: P C_F P v + diagonal o v; equation (6).
 
+        In frozen coordinates C_F's rows and columns are zero: what is left is the diagonal.
+
         Args:
             v: [N, d]; without a propagation or `storage` also several, [k, N, d].
             diagonal: [N], usually the ridge and a damping.
@@ -182,6 +189,21 @@ class Linearization:
             out: [N, d] for the result; a new tensor by default.
             workspace: For intermediate results; new tensors by default.
         """
+        if self.frozen is not None:
+            free = v.masked_fill(self.frozen, 0)
+            y = self._product(free, diagonal, exact, storage, out, workspace)
+            return _kept_diagonal(y, self.frozen, diagonal, v)
+        return self._product(v, diagonal, exact, storage, out, workspace)
+
+    def _product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        exact: bool,
+        storage: torch.dtype | None,
+        out: Tensor | None,
+        workspace: Workspace | None,
+    ) -> Tensor:
         keep = Workspace() if workspace is None else workspace
         identity = self.model.graph is None
         f, z, inner, scale = self.features, v, out, 1.0
@@ -269,6 +291,11 @@ class RestrictedLinearization(ABC):
     rows: Tensor
     ridge: Tensor
 
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [S, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen(self.rows)
+
     @abstractmethod
     def at(self, model: RecommenderModel) -> Self:
         """The same at other embeddings of the same dtype, over the same graph."""
@@ -334,16 +361,16 @@ class SlicedLinearization(RestrictedLinearization):
     def value(self) -> float:
         """Of the interactions at T; one between two nodes of T stands in two rows."""
         counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
-        return float(ops.dot(self.loss, counted)) + _penalty(
-            self.ridge, self.model.embedding[self.rows]
-        )
+        own = self.model.free(self.model.embedding[self.rows], self.rows)
+        return float(ops.dot(self.loss, counted)) + _penalty(self.ridge, own)
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
         inner = _sum_of_rows(self.part, self.residual, self.features)
         if self.propagation is not None:
             inner = self.propagation.propagate(inner)[self.within]
-        return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
+        own = self.model.embedding[self.rows]
+        return _zeroed(torch.addcmul(inner, self.ridge[:, None], own), self.frozen)
 
     def curvature_entries(self) -> CurvatureEntries:
         """The curvatures at these rows, by node."""
@@ -354,6 +381,9 @@ class SlicedLinearization(RestrictedLinearization):
 
     def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
         """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
+        if self.frozen is not None:
+            free = v.masked_fill(self.frozen, 0)
+            return _kept_diagonal(self._inner(free, diagonal, exact), self.frozen, diagonal, v)
         if self.propagation is None:
             return self._inner(v, diagonal, exact)
         z = self.propagation.propagate(_scatter(v, self.within, self.part.rows.shape[0]))
@@ -422,6 +452,16 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
         per_sample_weights=weight,
     )
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
+
+
+def _zeroed(gradient: Tensor, frozen: Tensor | None) -> Tensor:
+    """A gradient, in place: nothing depends on what is frozen."""
+    return gradient if frozen is None else gradient.masked_fill_(frozen, 0)
+
+
+def _kept_diagonal(y: Tensor, frozen: Tensor, diagonal: Tensor, v: Tensor) -> Tensor:
+    """The product y, in place, with diagonal o v in the frozen coordinates."""
+    return y.copy_(torch.where(frozen, diagonal[:, None] * v, y))
 
 
 def _penalty(ridge: Tensor, embedding: Tensor) -> float:

@@ -107,7 +107,11 @@ class Removal:
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             embedding = model.embedding.clone()
-            embedding[erased] = _replacement(model, left, erased, how)
+            replacement = _replacement(model, left, erased, how)
+            frozen = model.frozen(erased)
+            if frozen is not None:  # the same in every row: they say nothing about it
+                replacement = torch.where(frozen, embedding[erased], replacement)
+            embedding[erased] = replacement
             start = start.with_embedding(embedding)
         return cls(model, data, objective, omitted, touched, erased, start)
 
@@ -162,8 +166,8 @@ class Removal:
         local = MatrixFactorization(embedding[users], embedding[items + model.n_users])
         # l2 is every row's, whatever interactions there are.
         objective = dataclasses.replace(self.objective, l2=0.0)
-        gradient = objective.gradient(local, part)
         nodes = torch.cat([users, items + model.n_users])
+        gradient = model.free(objective.gradient(local, part), nodes)
         if rows is None:
             return gradient.new_zeros(model.n_nodes, model.dim).index_copy_(0, nodes, gradient)
         at = torch.searchsorted(rows, nodes).clamp_max_(len(rows) - 1)
