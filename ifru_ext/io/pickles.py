@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,13 +42,13 @@ _STORAGE_DTYPES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-_BUILTINS = {"dict": dict, "frozenset": frozenset, "list": list, "set": set, "tuple": tuple}
 # Of NumPy's own notation: numbers, booleans, text of a fixed width, and objects, left out.
 _NUMPY_CODE = re.compile(r"[biufUO][0-9]{1,6}")
 # What a damaged pickle raises, whoever wrote it.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, KeyError),
-    *(IndexError, RecursionError, MemoryError, OverflowError, struct.error, RuntimeError),
+    *(IndexError, AssertionError, RecursionError, MemoryError, OverflowError, struct.error),
+    RuntimeError,
 )
 
 
@@ -57,19 +57,20 @@ class Inert:
 
     Attributes:
         name: Module and class, as the pickle names them.
-        args: The arguments of its construction.
         state: What it was to be restored from; None without any.
     """
 
     name = ""
+    state: Any = None
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        self.args = (*args, *kwargs.values())
-        self.state: Any = None
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
 
-    # Set after the construction, also of one that went past `__init__`.
     def __setstate__(self, state: object) -> None:
-        self.__dict__.update(args=self.__dict__.get("args", ()), state=state)
+        self.state = state
+
+
+_KEYS = (str, int, float, bytes, Inert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +163,38 @@ class _NumpyArray:
         self.array = flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
-class _Reader(pickle.Unpickler):
+_PYTHONS: Any = pickle._Unpickler  # of which the types know little
+
+
+def _with_checked_keys(opcode: int, keys: slice) -> Callable[[Any], None]:
+    """The step of an opcode that hashes what lies at these places of the stack."""
+    step = _PYTHONS.dispatch[opcode]
+
+    def checked(reader: Any) -> None:
+        _check_keys(reader.stack[keys])
+        step(reader)
+
+    return checked
+
+
+def _build(reader: Any) -> None:
+    state = reader.stack.pop()
+    target = reader.stack[-1]
+    if isinstance(target, (Inert, _NumpyType, _NumpyArray)):
+        target.__setstate__(state)
+    elif not isinstance(target, OrderedDict):  # torch notes the versions of modules there
+        raise InputError(f"expected plain data, got a state for a {type(target).__name__}")
+
+
+def _no_bytearray(_: Any) -> None:  # which allocates what it is told to
+    raise InputError("expected plain data and tensors, got a bytearray")
+
+
+class _Reader(pickle._Unpickler):
     """Builds what `_globals` lists and inert objects, with callables of its own.
 
-    They are made anew for each reader: a pickle could set attributes of those that it is given.
+    In Python, not in C, because the steps that a hostile pickle could crash the interpreter with
+    are replaced: keys are hashed without a limit of their depth, and states are set on anything.
     """
 
     def __init__(
@@ -176,6 +205,17 @@ class _Reader(pickle.Unpickler):
         self._archived = archived
         self._classes: dict[tuple[str, str], type[Inert]] = {}
         self._known = self._globals()
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_PYTHONS.dispatch,
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _no_bytearray,
+        pickle.SETITEM[0]: _with_checked_keys(pickle.SETITEM[0], slice(-2, -1)),
+        pickle.SETITEMS[0]: _with_checked_keys(pickle.SETITEMS[0], slice(0, None, 2)),
+        pickle.DICT[0]: _with_checked_keys(pickle.DICT[0], slice(0, None, 2)),
+        pickle.ADDITEMS[0]: _with_checked_keys(pickle.ADDITEMS[0], slice(None)),
+        pickle.FROZENSET[0]: _with_checked_keys(pickle.FROZENSET[0], slice(None)),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         known = self._known.get((module, name))
@@ -188,6 +228,9 @@ class _Reader(pickle.Unpickler):
             f"expected plain data and tensors, got a pickle that asks for {module}.{name}, which "
             "is not on the list of what may be read; nothing was run"
         )
+
+    def get_extension(self, code: int) -> None:
+        raise InputError(f"expected plain data and tensors, got the extension {code}")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, numel, *_ = pid
@@ -230,6 +273,16 @@ class _Reader(pickle.Unpickler):
         def reconstruct(*_: object) -> _NumpyArray:
             return _NumpyArray()
 
+        def ordered(items: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
+            pairs = [(key, value) for key, value in items]
+            _check_keys(key for key, _ in pairs)
+            return OrderedDict(pairs)
+
+        def as_set(items: Iterable[Any] = ()) -> set[Any]:
+            items = list(items)
+            _check_keys(items)
+            return set(items)
+
         def device(*parts: object) -> str:
             return ":".join(map(str, parts))
 
@@ -240,15 +293,15 @@ class _Reader(pickle.Unpickler):
             return _legacy_storage(content, inert)
 
         table: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): ordered,
             ("torch._utils", "_rebuild_tensor_v2"): rebuilt,
             ("torch._utils", "_rebuild_parameter"): parameter,
             ("torch", "Size"): tuple,
             ("torch", "device"): device,
             ("torch.storage", "UntypedStorage"): _StorageType(torch.uint8),
             ("_codecs", "encode"): encode,
-            ("numpy", "dtype"): type("NumpyType", (_NumpyType,), {}),
-            ("numpy", "ndarray"): type("NumpyArray", (_NumpyArray,), {}),
+            ("numpy", "dtype"): _NumpyType,
+            ("numpy", "ndarray"): _NumpyArray,
         }
         if not self._archived:
             table["torch.storage", "_load_from_bytes"] = storage_from_bytes
@@ -258,8 +311,16 @@ class _Reader(pickle.Unpickler):
             table[core, "scalar"] = scalar
             table[core, "_reconstruct"] = reconstruct
         for module in ("builtins", "__builtin__"):
-            table.update({(module, name): kind for name, kind in _BUILTINS.items()})
+            table[module, "set"] = table[module, "frozenset"] = as_set
         return table
+
+
+def _check_keys(keys: Iterable[object]) -> None:
+    """Keys of dictionaries and members of sets: what is hashed without descending."""
+    for key in keys:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(part is None or isinstance(part, _KEYS) for part in parts):
+            raise InputError(f"expected text or numbers as keys, got a {type(key).__name__}")
 
 
 def unpickle(
