@@ -74,12 +74,8 @@ def hostile(command):
         "posix.system by name": b"\x80\x04" + by_name("posix", "system") + call,
         "eval": pickle.dumps(Runs(eval, code)),
         "exec": pickle.dumps(Runs(exec, code)),
-        "getattr": b"\x80\x04"
-        + by_name("builtins", "getattr")
-        + by_name("os", "path")
-        + two
-        + b".",
-        "getattr of an inert one": b"\x80\x04" + by_name("builtins", "getattr") + stub + two + b".",
+        "getattr": b"\x80\x04" + getter + by_name("os", "path") + two + b".",
+        "getattr of an inert one": b"\x80\x04" + getter + stub + two + b".",
         "dotted name": b"\x80\x04" + by_name("recbole.config", "os.system") + call,
         "dotted name of torch's": b"\x80\x04" + by_name("torch", "serialization.os.system") + call,
         "dunder in a name": b"\x80\x04" + by_name("collections", "OrderedDict.__init__") + call,

@@ -35,8 +35,8 @@ def read(
         edge_index: [2, E] the edges that it propagates over, each in both directions.
         n_users: Where the items begin: item i is node n_users + i.
         objective: What it was trained on: "bpr" as `recommendation_loss`, by default, or "bce" as
-            `link_pred_loss`. A `lambda_reg` there is a ridge: `l2_per_sample` where `node_id` is
-            the batch's nodes.
+            `link_pred_loss`. Its `lambda_reg` is a ridge: `l2_per_sample = 2 * lambda_reg` where
+            `node_id` has the three nodes of each triple.
         data: The rows that it was trained on, if they were kept; their positives are the edges. By
             default the edges, with drawn negatives.
         negatives: Negatives drawn for each edge, without `data`.

@@ -37,7 +37,7 @@ def trained(data, loss):
         optimizer.zero_grad()
         rank = module(edge_index, pairs)
         if loss == "bpr":
-            nodes = pairs.flatten()
+            nodes = torch.cat([data.user, data.item + data.n_users, negative])
             value = module.recommendation_loss(*rank.chunk(2), node_id=nodes, lambda_reg=LAMBDA)
         else:
             value = module.link_pred_loss(rank, (torch.arange(len(rank)) < len(data)).float())
