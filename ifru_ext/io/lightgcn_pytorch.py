@@ -66,7 +66,8 @@ def read(
     data, note = with_sampled_negatives(data, objective, 1, seed)
     weighted = (
         "the sampler draws users uniformly: each row's weight is in inverse proportion to its "
-        "user's number of rows, and stays when some of these are forgotten"
+        "user's number of rows, and stays when some of these are forgotten; the regulariser counts "
+        "each row alike"
     )
     plain = tensors.read(state_dict, data, objective, user=_USER, item=_ITEM, n_layers=n_layers)
     return Imported(plain.model, data, objective, (note, weighted))

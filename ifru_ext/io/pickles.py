@@ -163,12 +163,12 @@ class _NumpyArray:
         self.array = flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
-_PYTHONS: Any = pickle._Unpickler  # of which the types know little
+_PURE_PYTHON: Any = pickle._Unpickler  # of which the types know little
 
 
 def _with_checked_keys(opcode: int, keys: slice) -> Callable[[Any], None]:
     """The step of an opcode that hashes what lies at these places of the stack."""
-    step = _PYTHONS.dispatch[opcode]
+    step = _PURE_PYTHON.dispatch[opcode]
 
     def checked(reader: Any) -> None:
         _check_keys(reader.stack[keys])
@@ -207,7 +207,7 @@ class _Reader(pickle._Unpickler):
         self._known = self._globals()
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **_PYTHONS.dispatch,
+        **_PURE_PYTHON.dispatch,
         pickle.BUILD[0]: _build,
         pickle.BYTEARRAY8[0]: _no_bytearray,
         pickle.SETITEM[0]: _with_checked_keys(pickle.SETITEM[0], slice(-2, -1)),
