@@ -115,11 +115,11 @@ class Anchor:
         """
         point = objective.summed().linearize(model, data)
         rho = point.gradient()
-        own = norm(rho)
-        if Regime.of(own, norm(point.ridge[:, None] * model.embedding), 0.0) is Regime.CONVERGED:
+        own, embedding = norm(rho), model.free(model.embedding)
+        if Regime.of(own, norm(point.ridge[:, None] * embedding), 0.0) is Regime.CONVERGED:
             damping = torch.zeros(model.n_nodes, dtype=torch.float64, device=rho.device)
             return cls(Regime.CONVERGED, damping, None, None)
-        damping = pooled_ridge(rho, model.embedding, point.degree)
+        damping = pooled_ridge(rho, embedding, point.degree)
         return cls(None, damping, stopping_times(point, damping), None, own)
 
     def check(self, model: RecommenderModel) -> None:
@@ -157,11 +157,12 @@ def implied_ridge(point: Linearization) -> Tensor:
     Returns:
         [N] float64, not negative; zero for rows without interactions.
     """
-    return pooled_ridge(point.gradient(), point.model.embedding, point.degree)
+    embedding = point.model.free(point.model.embedding)
+    return pooled_ridge(point.gradient(), embedding, point.degree)
 
 
 def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
-    """`implied_ridge` of a gradient [N, d] that is known."""
+    """`implied_ridge` of a gradient [N, d] that is known; the embedding without what is frozen."""
     embedding = embedding.double()
     pulled = -(gradient.double() * embedding).sum(1)
     return _pooled_ratio(pulled, embedding.square().sum(1), degree).clamp_min(0.0)
@@ -174,6 +175,7 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     where the implied ridge is c / (e^(T c) - 1). So T_n = ln(1 + c_n / mu_n) / c_n with mu_n the
     implied ridge and c_n = <e_n, C_nn e_n> / |e_n|^2 of the row's own Gauss-Newton block, pooled
     likewise. The block's part is half of <e_n, (C E)_n>: a score is linear in either of its rows.
+    With frozen coordinates it is linear in neither alone, and users and items are taken in turn.
     Where mu_n is less than c_n / 100, that is taken: such a row counts as trained to its end.
 
     Args:
@@ -183,11 +185,19 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     Returns:
         [N] float64; zero for rows without interactions.
     """
-    embedding = point.model.embedding
-    product = point.product(embedding, torch.zeros_like(point.ridge), exact=False).double()
+    embedding = point.model.free(point.model.embedding)
+    none = torch.zeros_like(point.ridge)
     own = embedding.double()
+    if point.frozen is None:
+        product = point.product(embedding, none, exact=False).double() / 2
+    else:
+        is_user = torch.arange(len(own), device=own.device)[:, None] < point.model.n_users
+        product = torch.zeros_like(own)
+        for side in (is_user, ~is_user):
+            v = torch.where(side, embedding, 0.0)
+            product += torch.where(side, point.product(v, none, exact=False), 0.0).double()
     squares = own.square().sum(1)
-    curved = (product * own).sum(1) / 2 + point.ridge.double() * squares
+    curved = (product * own).sum(1) + point.ridge.double() * squares
     c = _pooled_ratio(curved, squares, point.degree)
     # Beyond a hundredth of the way off there is nothing left to follow, but for what negative
     # curvature would blow up.
@@ -257,6 +267,11 @@ class Start:
         embedding = self.linearization.model.embedding
         return embedding if self.rows is None else embedding[self.rows]
 
+    @property
+    def free_embedding(self) -> Tensor:
+        """[S, d]: the same with zeros in the frozen coordinates."""
+        return self.linearization.model.free(self.embedding, self.rows)
+
     def restricted(self, rows: Tensor) -> Start:
         """For fewer rows [R], of those of this one."""
         at = self.places(rows)
@@ -303,7 +318,7 @@ class AnchoredObjective:
         mu = own(damping)
         # Differences are taken before they are rounded: they are much smaller than either term.
         if anchor is not None and anchor.linear is not None:
-            linear = own(anchor.linear).double() - mu[:, None] * x0.double()
+            linear = own(anchor.linear).double() - mu[:, None] * start.free_embedding.double()
             self.linear, gradient = linear.to(x0.dtype), start.gradient - linear
         elif regime is Regime.CONVERGED:
             self.linear, gradient = torch.zeros_like(x0), start.gradient

@@ -263,7 +263,7 @@ def _regime(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
         own = anchor.own_norm
     else:
         own = norm(start.rho)
-        ridge = norm(start.linearization.ridge[:, None] * start.embedding)
+        ridge = norm(start.linearization.ridge[:, None] * start.free_embedding)
     return _told(Regime.of(own, ridge, g), own, ridge, g, reasons)
 
 
@@ -310,7 +310,7 @@ def _damping(
             full = torch.zeros_like(removal.model.embedding, dtype=rho.dtype)
             rho = full.index_copy(0, everything.rows, rho)
     degree = torch.where(removal.live, removal.data.degrees(), 0)
-    mu = pooled_ridge(rho, removal.model.embedding, degree)
+    mu = pooled_ridge(rho, removal.model.free(removal.model.embedding), degree)
     times = stopping_times(point, mu)
     reasons.append(
         f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping"

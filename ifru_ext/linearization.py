@@ -149,13 +149,18 @@ class Linearization:
             # The blocks follow the number of threads, which the sum must not.
             loss = self.stream.by_interaction(loss)
         total = float(ops.dot(loss, torch.ones_like(loss)))
-        return total + _penalty(self.ridge, self.model.embedding)
+        return total + _penalty(self.ridge, self.model.free(self.model.embedding))
+
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [N, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen()
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
         embedding = self.model.embedding
         if self.model.graph is None:
-            return self._inner_gradient(embedding, self.ridge)
+            return _zeroed(self._inner_gradient(embedding, self.ridge), self.frozen)
         inner = self._inner_gradient(self.features, None)
         return self.model.propagate(inner, self.ridge, embedding)
 
@@ -185,6 +190,8 @@ class Linearization:
     ) -> Tensor:
         """[N, d]: P C_F P v + diagonal o v; equation (6).
 
+        In frozen coordinates C_F's rows and columns are zero: what is left is the diagonal.
+
         Args:
             v: [N, d]; without a propagation or `storage` also several, [k, N, d].
             diagonal: [N], usually the ridge and a damping.
@@ -194,6 +201,21 @@ class Linearization:
             out: [N, d] for the result; a new tensor by default.
             workspace: For intermediate results; new tensors by default.
         """
+        if self.frozen is not None:
+            free = v.masked_fill(self.frozen, 0)
+            y = self._product(free, diagonal, exact, storage, out, workspace)
+            return _kept_diagonal(y, self.frozen, diagonal, v)
+        return self._product(v, diagonal, exact, storage, out, workspace)
+
+    def _product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        exact: bool,
+        storage: torch.dtype | None,
+        out: Tensor | None,
+        workspace: Workspace | None,
+    ) -> Tensor:
         keep = Workspace() if workspace is None else workspace
         identity = self.model.graph is None
         f, z, inner, scale = self.features, v, out, 1.0
@@ -281,6 +303,11 @@ class RestrictedLinearization(ABC):
     rows: Tensor
     ridge: Tensor
 
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [S, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen(self.rows)
+
     @abstractmethod
     def at(self, model: RecommenderModel) -> Self:
         """The same at other embeddings of the same dtype, over the same graph."""
@@ -356,16 +383,16 @@ class SlicedLinearization(RestrictedLinearization):
     def value(self) -> float:
         """Of the interactions at T; one between two nodes of T stands in two rows."""
         counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
-        return float(ops.dot(self.loss, counted)) + _penalty(
-            self.ridge, self.model.embedding[self.rows]
-        )
+        own = self.model.free(self.model.embedding[self.rows], self.rows)
+        return float(ops.dot(self.loss, counted)) + _penalty(self.ridge, own)
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
         inner = _sum_of_rows(self.part, self.residual, self.features)
         if self.propagation is not None:
             inner = self.propagation.propagate(inner)[self.within]
-        return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
+        own = self.model.embedding[self.rows]
+        return _zeroed(torch.addcmul(inner, self.ridge[:, None], own), self.frozen)
 
     def curvature_entries(self) -> CurvatureEntries:
         """The curvatures at these rows, by node."""
@@ -384,7 +411,10 @@ class SlicedLinearization(RestrictedLinearization):
         workspace: Workspace | None = None,
     ) -> Tensor:
         """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
-        if self.propagation is None:
+        if self.frozen is not None:  # of models without a propagation
+            free = v.masked_fill(self.frozen, 0)
+            y = _kept_diagonal(self._inner(free, diagonal, exact), self.frozen, diagonal, v)
+        elif self.propagation is None:
             y = self._inner(v, diagonal, exact)
         else:
             keep = Workspace() if workspace is None else workspace
@@ -471,6 +501,16 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
         per_sample_weights=weight,
     )
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
+
+
+def _zeroed(gradient: Tensor, frozen: Tensor | None) -> Tensor:
+    """A gradient, in place: nothing depends on what is frozen."""
+    return gradient if frozen is None else gradient.masked_fill_(frozen, 0)
+
+
+def _kept_diagonal(y: Tensor, frozen: Tensor, diagonal: Tensor, v: Tensor) -> Tensor:
+    """The product y, in place, with diagonal o v in the frozen coordinates."""
+    return y.copy_(torch.where(frozen, diagonal[:, None] * v, y))
 
 
 def _penalty(ridge: Tensor, embedding: Tensor) -> float:

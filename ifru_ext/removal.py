@@ -107,7 +107,11 @@ class Removal:
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             embedding = model.embedding.clone()
-            embedding[erased] = _replacement(model, left, erased, how)
+            replacement = _replacement(model, left, erased, how)
+            frozen = model.frozen(erased)
+            if frozen is not None:  # the same in every row: they say nothing about it
+                replacement = torch.where(frozen, embedding[erased], replacement)
+            embedding[erased] = replacement
             start = start.with_embedding(embedding)
         return cls(model, data, objective, omitted, touched, erased, start)
 
@@ -178,7 +182,8 @@ class Removal:
         embedding = model.embedding[nodes].double()
         local = MatrixFactorization(embedding[: len(users)], embedding[len(users) :])
         # l2 is every row's, whatever interactions there are.
-        return nodes, dataclasses.replace(self.objective, l2=0.0).gradient(local, part)
+        objective = dataclasses.replace(self.objective, l2=0.0)
+        return nodes, model.free(objective.gradient(local, part), nodes)
 
     def _spilled(self) -> Tensor:
         """Bool [n]: the interactions that touch a node that lost enough of its positives."""

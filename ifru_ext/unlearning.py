@@ -438,7 +438,7 @@ class _Undo:
             rho = torch.zeros_like(old.embedding)
         else:
             return None
-        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
+        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.free(old.embedding))
 
 
 def _descending(psi: AnchoredObjective, solution: Solution, reasons: list[str]) -> Solution:
