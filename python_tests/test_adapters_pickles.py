@@ -374,6 +374,8 @@ def test_a_changed_archive_is_whole_for_zip_and_torch(tmp_path, protocol):
     assert torch.equal(got["other"], values["other"])
     with zipfile.ZipFile(target) as z:
         assert z.testzip() is None
+    with pytest.raises(InputError, match=r"expected a tensor of shape \[3, 2\], got \[2, 3\]"):
+        archive.write(target, [(stored["part"], new.T)])
     before, after = path.read_bytes(), target.read_bytes()
     assert len(before) == len(after)
     # 12 floats at most, and the checksum where zip keeps it: after the record and in its directory.

@@ -206,6 +206,55 @@ def test_what_cannot_be_made_again_is_refused(files, tmp_path):
         recbole.read(tmp_path / "none.pth", inter=inter)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "x"},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"train_neg_sample_args": ["uniform"]},
+        {"train_neg_sample_args": {"distribution": "none", "sample_num": "none"}},
+        {"weight_decay": "0.1"},
+        {"eval_args": 3},
+        {"eval_args": {"split": {"RS": ["a"]}, "order": "RO", "group_by": "user"}},
+        {"eval_args": {"split": {"RS": [0, 0, 0]}, "order": "RO", "group_by": "user"}},
+        {"eval_args": {"split": {}, "order": "RO", "group_by": None}},
+        {"USER_ID_FIELD": 7},
+        {"field_separator": "; "},
+        {"load_col": "*"},
+        {"model": ["BPR"]},
+        {"normalize_field": "timestamp", "eval_args": ARGUMENTS["by time"]},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_other_types_gives_one_sentence(files, change):
+    path, inter, settings, _, weights = files()
+    settings.update(change)
+    fake_recbole.save_checkpoint(path, settings, *weights)
+    with pytest.raises(InputError, match=": expected "):
+        recbole.read(path, inter=inter)
+
+
+def test_other_data_loaders_give_one_sentence(files, tmp_path):
+    path, _, settings, split, _ = files()
+    loaders = tmp_path / "loaders.pth"
+    users, items = map(torch.tensor, split[2:])
+    objects = np.array([{1}] * len(split[0]), dtype=object)
+    tries = [
+        ((split[0], split[1], users + 99, items), r"user: expected ids in \[0, 13\), got"),
+        ((split[0], split[1], users, items[1:]), "item: expected .* values as in user"),
+        ((split[0][1:], split[1], users, items), "12"),
+        (([*split[0][:-1], split[0][0]], split[1], users, items), "users: expected distinct ids"),
+        ((split[0], ["x", *split[1][1:]], users, items), r"items: expected ids among"),
+        ((objects, split[1], users, items), "expected a training set with user_id and item_id"),
+        ((split[0], split[1], None, items), "expected a training set with user_id and item_id"),
+    ]
+    for parts, text in tries:
+        fake_recbole.save_dataloaders(loaders, settings, *parts)
+        with pytest.raises(InputError, match=text):
+            recbole.read(path, dataloaders=loaders)
+
+
 def test_repeated_pairs_are_refused_for_lightgcn(files, tmp_path):
     path, _, settings, split, _ = files("LightGCN")
     loaders = tmp_path / "twice.pth"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +37,6 @@ class Imported:
     notes: tuple[str, ...]
     user_order: Tensor | None = None
     item_order: Tensor | None = None
-
-    def with_objective(self, objective: Objective) -> Imported:
-        """The same with another objective."""
-        return dataclasses.replace(self, objective=objective)
 
     def check(self, model: RecommenderModel) -> None:
         """Checks that a model can take this one's place in the library.

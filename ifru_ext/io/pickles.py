@@ -418,12 +418,17 @@ class TorchArchive:
             changes: Tensors of the archive with their new values, of the same shape.
 
         Raises:
-            InputError: A record is missing, damaged or of another size.
+            InputError: A record is missing, damaged or of another size, or a shape is another.
             OSError: The file cannot be written.
         """
         content = bytearray(self._bytes)
         for stored, values in changes:
             self._storage(stored)
+            if values.shape != stored.shape:
+                raise InputError(
+                    f"{self._path}: expected a tensor of shape {list(values.shape)}, "
+                    f"got {list(stored.shape)}"
+                )
             begin, end = self._span(f"data/{stored.key}")
             count = (end - begin) // stored.dtype.itemsize
             if count:

@@ -8,17 +8,19 @@ recbole/data/dataset/dataset.py). Where these depend on more than that, the file
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ifru_ext.errors import InputError
+from ifru_ext.columns import as_ids
+from ifru_ext.errors import InputError, as_integer
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.io.imported import Imported, ids_in_order, with_sampled_negatives
@@ -89,21 +91,22 @@ def read(
     user_ids, user_order = ids_in_order("users", ids[0])
     item_ids, item_order = ids_in_order("items", ids[1])
     data = Interactions(
-        user_order.argsort()[rows[0]],
-        item_order.argsort()[rows[1]],
+        user_order.argsort()[as_ids("user", rows[0], below=len(user))],
+        item_order.argsort()[as_ids("item", rows[1], below=len(item))],
         user_ids=user_ids,
         item_ids=item_ids,
     )
-    sampling = config.get("train_neg_sample_args") or {}
-    k = sampling.get("sample_num", 1) if negatives is None else negatives
-    seed = int(config.get("seed", 0)) if seed is None else seed
-    objective, notes = _objective(name, config, len(data) * k)
-    padding = int(item_ids.find([_PADDING])[0])
-    data, drawn = with_sampled_negatives(data, objective, k, seed, never=padding)
-    if sampling.get("distribution") != "uniform" or sampling.get("dynamic"):
-        drawn += f"; it drew by {sampling.get('distribution')!r}" + (
-            ", the hardest of several" if sampling.get("dynamic") else ""
-        )
+    sampling = _setting(config, "train_neg_sample_args", dict, {})
+    if negatives is None:
+        negatives = _setting(sampling, "sample_num", int, 1)
+    negatives = as_integer("negatives", negatives, 1)
+    seed = _setting(config, "seed", int, 0) if seed is None else seed
+    objective, notes = _objective(name, config, len(data) * negatives)
+    padding = int(item_ids.encode([_PADDING], name="items")[0])
+    data, drawn = with_sampled_negatives(data, objective, negatives, seed, never=padding)
+    how = sampling.get("distribution"), sampling.get("dynamic")
+    if how[0] != "uniform" or how[1]:
+        drawn += f"; it drew by {how[0]!r}{', the hardest of several' if how[1] else ''}"
     model = _model(name, user[user_order], item[item_order], config, data)
     return Imported(model, data, objective, (note, drawn, *notes), user_order, item_order)
 
@@ -140,7 +143,7 @@ def write(
     new = imported.in_order(model.user_embedding, model.item_embedding)
     features = model.features()
     caches = imported.in_order(features[: model.n_users], features[model.n_users :])
-    cached = archive.content.get("other_parameter") or {}
+    cached = _mapping(archive.content.get("other_parameter"))
     moments = _moments(archive.content)
     changes: list[tuple[StoredTensor, Tensor]] = []
     for k, (place, before, after) in enumerate(zip(stored, old, new, strict=True)):
@@ -187,6 +190,23 @@ def _config(content: object, path: object) -> dict[str, Any]:
     return config
 
 
+def _setting(config: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+    """A value of the configuration, which may be anything; the default where it is None."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(
+            f"{name}: expected a configuration as RecBole saves it, got a {type(value).__name__}"
+        )
+    return value
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    """What may be left out of a checkpoint."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _weights(archive: TorchArchive, path: object) -> tuple[StoredTensor, StoredTensor]:
     content = archive.content
     states = content.get("state_dict") if isinstance(content, dict) else None
@@ -199,9 +219,9 @@ def _weights(archive: TorchArchive, path: object) -> tuple[StoredTensor, StoredT
 
 def _moments(content: dict[str, Any]) -> tuple[list[StoredTensor], list[StoredTensor]]:
     """The tensors that the optimiser keeps of the users' and of the items' embeddings."""
-    states = (content.get("optimizer") or {}).get("state", {})
+    states = _mapping(_mapping(content.get("optimizer")).get("state"))
     names = list(content["state_dict"])
-    found = (states.get(names.index(name), {}) for name in _WEIGHTS)
+    found = (_mapping(states.get(names.index(name))) for name in _WEIGHTS)
     users, items = ([x for x in state.values() if isinstance(x, StoredTensor)] for state in found)
     return users, items
 
@@ -217,14 +237,14 @@ def _model(
             f"has each edge once, got {data.n_duplicates} again"
         )
     graph = BipartiteGraph.from_interactions(data)
-    return LightGCN(user, item, int(config["n_layers"]), graph=graph)
+    return LightGCN(user, item, _setting(config, "n_layers", int, 2), graph=graph)
 
 
 def _objective(name: str, config: dict[str, Any], n: int) -> tuple[Objective, list[str]]:
     """BPR with what of RecBole's regularisers are squares; n triples."""
-    l2 = float(config.get("weight_decay") or 0.0) * n
+    l2 = _setting(config, "weight_decay", (int, float), 0.0) * n
     per_sample, notes = 0.0, []
-    weight = config.get("reg_weight") or 0.0
+    weight = _setting(config, "reg_weight", (int, float), 0.0)
     if name == "LightGCN" and weight:
         if config.get("require_pow"):
             per_sample = float(weight)
@@ -256,14 +276,16 @@ def _from_dataloaders(
     train = _state(loader, "data loaders", path)
     dataset = _state(train.get("_dataset"), "data loaders", path)
     table = _state(dataset.get("inter_feat"), "a training set", path)
-    fields = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+    fields = [_setting(config, f"{side}_ID_FIELD", str, "") for side in ("USER", "ITEM")]
     try:
         rows = tuple(table["interaction"][field].tensor() for field in fields)
         ids = tuple(plain(dataset["field2id_token"][field]) for field in fields)
     except (TypeError, KeyError, AttributeError):
+        rows, ids = (), ()
+    if len(rows) != 2 or not all(isinstance(x, np.ndarray) and x.ndim == 1 for x in ids):
         raise InputError(
             f"{path}: expected a training set with {fields[0]} and {fields[1]}, got others"
-        ) from None
+        )
     note = "training rows and ids are those of the saved data loaders"
     return (ids[0], ids[1]), (rows[0], rows[1]), note
 
@@ -275,21 +297,21 @@ def _replayed(
     for name in _NOT_REPLAYED:
         if config.get(name) is not None:
             _refuse(f"{name}: {config[name]!r}")
-    columns = config.get("load_col")
-    if columns is None or {"user", "item"} & set(columns):
+    columns = _setting(config, "load_col", dict, {"user": None})
+    if {"user", "item"} & set(columns):
         _refuse("load_col with columns of users or items, which number ids too")
-    order, split, group = (
-        (config.get("eval_args") or {}).get(key) for key in ("order", "split", "group_by")
-    )
+    arguments = _setting(config, "eval_args", dict, {})
+    order, split, group = (arguments.get(key) for key in ("order", "split", "group_by"))
+    seed = as_integer("seed", _setting(config, "seed", int, 0), 0)
     by_time = order == "TO"
     table = read_interactions(
         path,
-        user=config["USER_ID_FIELD"],
-        item=config["ITEM_ID_FIELD"],
+        user=_setting(config, "USER_ID_FIELD", str, "user_id"),
+        item=_setting(config, "ITEM_ID_FIELD", str, "item_id"),
         label="",
-        timestamp=config["TIME_FIELD"] if by_time else "",
+        timestamp=_setting(config, "TIME_FIELD", str, "timestamp") if by_time else "",
         format="tsv",
-        separator=config.get("field_separator", "\t"),
+        separator=_setting(config, "field_separator", str, "\t"),
     )
     assert table.user_ids is not None
     assert table.item_ids is not None
@@ -302,7 +324,7 @@ def _replayed(
         assert table.timestamp is not None
         permutation = torch.from_numpy(_time_order(table.timestamp.numpy(), config))
     elif order == "RO":
-        generator = torch.Generator().manual_seed(int(config["seed"]))
+        generator = torch.Generator().manual_seed(seed)
         permutation = torch.randperm(len(user), generator=generator)
     else:
         _refuse(f"eval_args order: {order!r}")
@@ -310,7 +332,7 @@ def _replayed(
     train = torch.from_numpy(_train_rows(user.numpy(), split, group))
     note = (
         f"training rows are RecBole's split {split!r}, order {order}, grouped by {group}, seed "
-        f"{config['seed']}, made again from {Path(path).name}"
+        f"{seed}, made again from {Path(path).name}"
     )
     return (user_ids, item_ids), (user[train], item[train]), note
 
@@ -336,8 +358,8 @@ def _by_appearance(
 def _time_order(times: npt.NDArray[Any], config: dict[str, Any]) -> npt.NDArray[np.int64]:
     """A stable order of what RecBole sorts by: float32, after its normalisation."""
     values = times.astype(np.float64)
-    fields = config.get("normalize_field") or []
-    if config.get("normalize_all") or config["TIME_FIELD"] in fields:
+    fields = _setting(config, "normalize_field", list, [])
+    if config.get("normalize_all") or config.get("TIME_FIELD") in fields:
         low, high = values.min(), values.max()
         values = np.ones_like(values) if low == high else (values - low) / (high - low)
     return np.argsort(values.astype(np.float32), kind="stable")
@@ -345,9 +367,9 @@ def _time_order(times: npt.NDArray[Any], config: dict[str, Any]) -> npt.NDArray[
 
 def _train_rows(user: npt.NDArray[np.int64], split: Any, group: Any) -> npt.NDArray[np.int64]:
     """[n] the rows of the training part, in its order."""
-    kind, value = next(iter(split.items()), (None, None)) if isinstance(split, dict) else (0, 0)
+    kind, value = next(iter(_mapping(split).items()), (None, None))
     grouped = str(group).lower() == "user"
-    if kind == "RS" and isinstance(value, list) and (grouped or str(group).lower() == "none"):
+    if kind == "RS" and _are_ratios(value) and (grouped or str(group).lower() == "none"):
         ratios = [part / sum(value) for part in value]
         if not grouped:
             return np.arange(_train_size(len(user), ratios))
@@ -372,6 +394,12 @@ def _train_rows(user: npt.NDArray[np.int64], split: Any, group: Any) -> npt.NDAr
     place = np.arange(len(user)) - np.repeat(total.cumsum() - total, total)
     limit = np.array([kept(int(n)) for n in total])
     return order[place < np.repeat(limit, total)]
+
+
+def _are_ratios(value: object) -> TypeGuard[list[float]]:
+    if not isinstance(value, list) or not all(isinstance(x, (int, float)) for x in value):
+        return False
+    return all(x >= 0 for x in value) and 0 < sum(value) < math.inf
 
 
 def _train_size(total: int, ratios: list[float]) -> int:

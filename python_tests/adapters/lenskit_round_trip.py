@@ -21,10 +21,10 @@ from ifru_ext.datasets import synthetic
 from ifru_ext.io import lenskit as adapter
 
 SCORERS = {
-    "explicit": lambda: FlexMFExplicitScorer(embedding_size=12, epochs=8),
-    "logistic": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=8, loss="logistic"),
-    "pairwise": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=8, loss="pairwise"),
-    "bpr preset": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=8, preset="bpr"),
+    "explicit": lambda: FlexMFExplicitScorer(embedding_size=12, epochs=60),
+    "logistic": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=60, loss="logistic"),
+    "pairwise": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=60, loss="pairwise"),
+    "bpr preset": lambda: FlexMFImplicitScorer(embedding_size=12, epochs=60, preset="bpr"),
 }
 
 
