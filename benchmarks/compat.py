@@ -168,14 +168,14 @@ class Bench:
         """Evaluation masks row by row, each id looked for in a tensor."""
         forgotten = self.rows["train_random"]
         users, items = forgotten.user.unique(), forgotten.item.unique()
-        start = time.perf_counter()
+        start = time.process_time()
         for name in ("valid", "test"):
             frame = getattr(self.generator, name)
             pairs = list(zip(frame["user"], frame["item"], strict=True))
             either = [u in users or i in items for u, i in pairs]
             both = [u in users and i in items for u, i in pairs]
             assert sum(both) <= sum(either)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def run(seeds: list[int], rounds: int, threads: int) -> dict[str, Any]:

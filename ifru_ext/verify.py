@@ -18,6 +18,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -94,23 +95,43 @@ def auc_of_parts(scores: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> lis
     Returns:
         One for each part; None where its labels are of one class.
     """
-    values = scores.detach().cpu().numpy()
-    order = np.argsort(values)  # for a hundred thousand scores twice as fast as torch's
+    if scores.dtype != torch.float32:
+        scores = scores.double()
+    values = scores.detach().cpu().contiguous().numpy()
+    order = _ascending(values)
     values, positive = values[order], (labels > 0.5).cpu().numpy()[order]
-    # Trapezoids under the ROC curve; tied scores are one step of it.
-    ends = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
     count = np.int32 if len(values) < 2**31 else np.int64
+    # Of each positive: where those of its score begin and end. A tie counts one half.
+    new = np.append(len(values) > 0, values[1:] != values[:-1])
+    bounds = np.append(np.flatnonzero(new), len(values))
+    places = np.flatnonzero(positive)
+    group = np.cumsum(new, dtype=count)[places]
+    begin, end = bounds[group - 1], bounds[group]
     areas: list[float | None] = []
     for part in parts:
         counted = part.cpu().numpy()[order]
-        n_positive, n_negative = (
-            np.append(0, np.cumsum(counted & label, dtype=count)[ends]).astype(np.int64)
-            for label in (positive, ~positive)
-        )
-        n_pairs = int(n_positive[-1] * n_negative[-1])
-        twice = int((np.diff(n_positive) * (n_negative[1:] + n_negative[:-1])).sum())
+        n_below = np.append(count(0), np.cumsum(counted & ~positive, dtype=count))
+        mine = counted[places]
+        n_pairs = int(mine.sum()) * int(n_below[-1])
+        twice = sum(int(n_below[at[mine]].sum(dtype=np.int64)) for at in (begin, end))
         areas.append(twice / (2 * n_pairs) if n_pairs else None)
     return areas
+
+
+def _ascending(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+    """What `np.argsort` gives of float32 or float64, five times as fast.
+
+    The bits of a float are in the order of unsigned integers once the sign is flipped, and of a
+    negative one all others too. Sixteen at a time, NumPy sorts them by radix.
+    """
+    size = 8 * values.itemsize
+    bits = values.view(f"i{values.itemsize}")
+    key = (bits ^ ((bits >> (size - 1)) | np.iinfo(bits.dtype).min)).view(f"u{values.itemsize}")
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    for shift in range(16, size, 16):
+        digit = (key >> shift).astype(np.uint16)[order]
+        order = order[np.argsort(digit, kind="stable")]
+    return order
 
 
 def predictions(model: RecommenderModel, data: Interactions, objective: Objective) -> Tensor:

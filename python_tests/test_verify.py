@@ -49,10 +49,15 @@ def problem():
 
 
 @pytest.mark.parametrize("n_scores", [0, 1, 2, 7, 200])
-@pytest.mark.parametrize("levels", [1, 3, 1000])
-def test_areas_count_pairs_and_half_of_the_ties(n_scores, levels):
+@pytest.mark.parametrize("levels", [1, 3, 1000, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_areas_count_pairs_and_half_of_the_ties(n_scores, levels, dtype):
     g = torch.Generator().manual_seed(n_scores)
-    score = torch.randint(0, levels, (n_scores,), generator=g) / levels
+    if levels is None:
+        score = torch.randn(n_scores, generator=g, dtype=torch.float64).pow(5).to(dtype)
+    else:  # of both signs, and zeros of both
+        score = (torch.randint(0, levels, (n_scores,), generator=g) / levels - 1 / 3).to(dtype)
+        score = torch.where(score.abs() < 0.02, -score.sign().clamp_max(0) * 0.0, score)
     label = torch.randint(0, 2, (n_scores,), generator=g).float()
     parts = [torch.rand(n_scores, generator=g) < share for share in (0.0, 0.3, 1.0)]
     for part, got in zip(parts, auc_of_parts(score, label, parts), strict=True):
