@@ -382,7 +382,7 @@ def test_an_unusable_folder_is_refused_before_any_work(
     arguments = {"train": [ratings], "demo": ["--data", ratings]}[command]
     code, out, err = ifru(command, *arguments, "--out", tmp_path / name)
     assert code == 2
-    assert "--out: expected a folder that can be written to, got" in err
+    assert "expected a folder that can be written to, got" in err
     assert err.strip().count("\n") == 0
     assert (out, (tmp_path / "file").read_text()) == ("", "")
 
@@ -393,7 +393,7 @@ def test_training_goes_into_a_store_or_a_new_folder_only(ifru, tmp_path, ratings
     (folder / "notes.txt").write_text("mine")
     code, _, err = ifru("train", ratings, "--out", folder)
     assert code == 2
-    assert "--out: expected a store or a new or empty folder" in err
+    assert "expected a store or a new or empty folder, got one with ['notes.txt']" in err
     assert os.listdir(folder) == ["notes.txt"]
     assert ifru("train", ratings, "--out", model, "--dim", 2, "--epochs", 1)[0] == 0
     assert (load_model(model / "v0001").model.dim, load_model(model).model.dim) == (8, 2)

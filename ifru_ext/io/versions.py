@@ -134,8 +134,8 @@ class ModelStore:
                         _write_salt(folder)
                 except OSError as error:
                     raise InputError(
-                        f"--out: expected a folder that can be written to, got {folder} "
-                        f"({error.strerror or error})"
+                        f"{folder}: expected a folder that can be written to, got "
+                        f"{error.strerror or error}"
                     ) from None
                 store = cls(folder)
                 store._repair()
@@ -475,7 +475,7 @@ def _check_usable(folder: Path) -> None:
     others = [name for name in names if name != _LOCK and not _is_unfinished(name)]
     if others:
         raise InputError(
-            f"--out: expected a store or a new or empty folder, got {folder} with {listing(others)}"
+            f"{folder}: expected a store or a new or empty folder, got one with {listing(others)}"
         )
 
 
