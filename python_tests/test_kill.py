@@ -115,7 +115,8 @@ def test_killed_before_an_operation(tmp_path, prepared, killing, command):
     for moment in range(count, 0, -step):
         _, store, argv = start(tmp_path, prepared, command)
         assert killing(store, *argv, event=moment)["code"] == -9, moment
-        if (store / "ledger.jsonl").exists():
+        ledger = store / "ledger.jsonl"
+        if ledger.exists() and b"\n" in ledger.read_bytes():  # else no version counts yet
             check_readable(store)
         done = killing(store, *argv)
         # After an undo that was complete, the second one finds nothing further back.
