@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import kernels_text
-from tables import cg_text, hvp_text, propagate_text, unlearn_text
+from tables import cg_text, compat_text, hvp_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,7 @@ GENERATED = {
         "propagate": ("benchmarks/results/propagate.json", propagate_text),
         "cg": ("benchmarks/results/cg.json", cg_text),
         "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
+        "compat": ("benchmarks/results/compat.json", compat_text),
     },
     "benchmarks/gpu.md": {"kernels": ("csrc/kernels/cuda/budget.json", kernels_text)},
 }

@@ -30,7 +30,7 @@ from ifru_ext.files import write_atomic
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
 
-__all__ = ["DatasetUnavailable", "load", "synthetic", "train_test_split"]
+__all__ = ["DatasetUnavailable", "core_split", "load", "synthetic", "train_test_split"]
 
 
 class DatasetUnavailable(InputError):  # noqa: N818 (it says what is the case, as FileNotFound does)
@@ -383,3 +383,67 @@ def train_test_split(
     held_out[np.random.default_rng(seed).permutation(n)[:n_test]] = True
     mask = torch.from_numpy(held_out)
     return data.subset(~mask), data.subset(mask)
+
+
+def core_split(
+    ratings: Interactions, *, threshold: float, core: int = 5, seed: int = 1024
+) -> tuple[Interactions, Interactions, Interactions]:
+    """Training, validation and test rows by the recipe of IFRU's released scripts.
+
+    Users and items with fewer than `core` rows are left out, again and again until all have as
+    many. 60, 20 and 20 % of the rows are drawn; validation and test rows of users and items without
+    a training row are left out. Users and items are numbered as they first occur in the training
+    rows.
+
+    Args:
+        ratings: Rows with ratings as labels.
+        threshold: Ratings from here on are positive.
+        core: At least 1.
+        seed: Of NumPy's legacy generator, whose order of the rows is the recipe's.
+
+    Returns:
+        Three, over the same users and items, without the original ids; labels are 0 and 1.
+
+    Raises:
+        InputError: A number is out of range; no row is left for a part; or all ratings or none
+            reach the threshold.
+    """
+    core, seed = as_integer("core", core, 1), as_integer("seed", seed, 0)
+    if seed >= 2**32:
+        raise InputError(f"seed: expected an integer below 2**32, got {seed}")
+    label = (ratings.label >= threshold).float()
+    if not 0 < int(label.sum()) < len(ratings):
+        raise InputError(
+            f"threshold: expected one that some of the ratings reach, got {threshold:g} for "
+            f"ratings from {float(ratings.label.min()):g} to {float(ratings.label.max()):g}"
+        )
+    user, item = ratings.user.numpy(), ratings.item.numpy()
+    kept = np.arange(len(user))
+    size = -1
+    while size != len(kept):
+        size = len(kept)
+        for side in (user, item):
+            kept = kept[np.bincount(side[kept], minlength=1)[side[kept]] >= core]
+    order = np.arange(size)
+    np.random.RandomState(seed).shuffle(order)
+    parts = np.split(kept[order], [int(0.6 * size), int(0.8 * size)])
+    columns = []
+    for side in (user, item):
+        # -1 for who has no training row.
+        ids, first = np.unique(side[parts[0]], return_index=True)
+        number = np.full(side.max() + 1, -1)
+        number[ids[np.argsort(first)]] = np.arange(len(ids))
+        columns.append([number[side[part]] for part in parts])
+    made = []
+    for name, u, i, part in zip(("training", "validation", "test"), *columns, parts, strict=True):
+        known = (u >= 0) & (i >= 0)
+        if not known.any():
+            raise InputError(
+                f"ratings: expected rows of users and items with {core} rows each for all parts, "
+                f"got no {name} row"
+            )
+        n_users, n_items = (int(column[0].max()) + 1 for column in columns)
+        made.append(
+            Interactions(u[known], i[known], label[part[known]], n_users=n_users, n_items=n_items)
+        )
+    return made[0], made[1], made[2]

@@ -92,6 +92,23 @@ class BipartiteGraph:
             )
         return ops.propagate(a.rowptr, a.neighbor, *common, out=out, scratch=scratch)
 
+    def to_sparse(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A_hat as a coalesced sparse COO tensor [N, N], for other programs; parallel edges added.
+
+        Args:
+            dtype: Of its values.
+        """
+        a = self.adjacency
+        row = torch.arange(a.n_nodes, device=a.rowptr.device).repeat_interleave(a.degrees())
+        column = a.neighbor.long()
+        value = (self._inv_sqrt_degree[row] * self._inv_sqrt_degree[column]).to(dtype)
+        # The entries come in order: only parallel edges are left to add.
+        apart = bool(((row * a.n_nodes + column).diff() > 0).all())
+        where, shape = torch.stack([row, column]), (a.n_nodes, a.n_nodes)
+        return torch.sparse_coo_tensor(
+            where, value, shape, is_coalesced=apart, check_invariants=False
+        ).coalesce()
+
     def induced(self, rows: Tensor, alpha: Tensor) -> InducedPropagation:
         """The propagation along the walks that stay among some rows.
 

@@ -73,7 +73,7 @@ class _Scaled:
         self._operator, self._scale = operator, scale[:, None]
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self._scale * self._operator.matvec(self._scale * v)
+        return self._operator.matvec(self._scale * v).mul_(self._scale)
 
 
 def filter_step(
@@ -100,23 +100,27 @@ def filter_step(
         rtol: Stops when a step of Lanczos' method changes delta by no more than this share.
         num_steps: Limit on its steps.
         callback: Called with step and change.
+
+    Returns:
+        The residual is that of the scaled system.
     """
     operator = curvature.at(psi.start.linearization)
     root = times.sqrt().to(rhs.dtype)
+    scaled_rhs = root[:, None] * rhs
     scaled = spectral_filter(
-        *(_Scaled(operator, root), root[:, None] * rhs, 1.0, num_steps),
+        *(_Scaled(operator, root), scaled_rhs, 1.0, num_steps),
         rtol=rtol,
         callback=callback,
     )
     delta = root[:, None] * scaled.x
     done = scaled.reason in (SolveReason.CONVERGED, SolveReason.MAXITER)
-    rhs_norm, left = norm(rhs), norm(rhs - operator.matvec(delta))
+    rhs_norm, left = norm(scaled_rhs), scaled.residual_norm
     solve = SolveResult(
         x=delta,
         converged=done,
         reason=SolveReason.FILTERED if done else scaled.reason,
         num_iters=scaled.num_iters,
-        num_matvecs=scaled.num_matvecs + 1,
+        num_matvecs=scaled.num_matvecs,
         residual_norm=left,
         rhs_norm=rhs_norm,
         history=(rhs_norm, left),

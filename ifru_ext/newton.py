@@ -24,8 +24,11 @@ _GROW_ABOVE = 0.75
 class Point(Protocol):
     """The objective at one x: what a Newton step needs."""
 
-    value: float
     gradient: Tensor
+
+    @property
+    def value(self) -> float:
+        """What is minimised."""
 
     def hessian(self) -> LinearOperator:
         """The Hessian there, or a stand-in for it."""

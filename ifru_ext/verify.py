@@ -17,6 +17,7 @@ from enum import Enum
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ __all__ = [
     "Verdict",
     "VerifyReport",
     "auc",
+    "auc_of_parts",
     "compare",
     "completeness",
     "distance",
@@ -71,19 +73,44 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Raises:
         ValueError: All labels are of one class, where the area is not defined.
     """
-    positive = labels > 0.5
-    n_positive = int(positive.sum())
-    n_negative = labels.numel() - n_positive
-    if n_positive == 0 or n_negative == 0:
+    area = auc_of_parts(scores, labels, [torch.ones_like(labels, dtype=torch.bool)])[0]
+    if area is None:
+        n_positive = int((labels > 0.5).sum())
         raise InputError(
-            f"labels: expected both classes, got {n_positive} positive and {n_negative} negative"
+            f"labels: expected both classes, got {n_positive} positive and "
+            f"{labels.numel() - n_positive} negative"
         )
-    _, group, count = torch.unique(scores, return_inverse=True, return_counts=True)
-    # Mann-Whitney: ties share the mean of their ranks, which is the middle of their group.
-    last_rank = count.cumsum(0).double()
-    rank = (last_rank - (count.double() - 1) / 2)[group]
-    rank_sum = float(rank[positive].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    return area
+
+
+def auc_of_parts(scores: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> list[float | None]:
+    """`auc` of some parts of the rows, by one sort of all of them.
+
+    Args:
+        scores: [n].
+        labels: [n]; positive where > 0.5.
+        parts: bool [n] each.
+
+    Returns:
+        One for each part; None where its labels are of one class.
+    """
+    values = scores.detach().cpu().numpy()
+    order = np.argsort(values)  # for a hundred thousand scores twice as fast as torch's
+    values, positive = values[order], (labels > 0.5).cpu().numpy()[order]
+    # Trapezoids under the ROC curve; tied scores are one step of it.
+    ends = np.flatnonzero(np.append(values[1:] != values[:-1], len(values) > 0))
+    count = np.int32 if len(values) < 2**31 else np.int64
+    areas: list[float | None] = []
+    for part in parts:
+        counted = part.cpu().numpy()[order]
+        n_positive, n_negative = (
+            np.append(0, np.cumsum(counted & label, dtype=count)[ends]).astype(np.int64)
+            for label in (positive, ~positive)
+        )
+        n_pairs = int(n_positive[-1] * n_negative[-1])
+        twice = int((np.diff(n_positive) * (n_negative[1:] + n_negative[:-1])).sum())
+        areas.append(twice / (2 * n_pairs) if n_pairs else None)
+    return areas
 
 
 def predictions(model: RecommenderModel, data: Interactions, objective: Objective) -> Tensor:
@@ -714,12 +741,8 @@ class Judge:
             "auc_or": touching(self.test, self.forgotten, both=False),
             "auc_and": touching(self.test, self.forgotten, both=True),
         }
-        areas: dict[str, Any] = {}
-        for name, mask in masks.items():
-            labels = self.test.label[mask]
-            both = 0 < int((labels > 0.5).sum()) < len(labels)
-            areas[name] = auc(scores[mask], labels) if both else None
-        return areas
+        areas = auc_of_parts(scores, self.test.label, list(masks.values()))
+        return dict(zip(masks, areas, strict=True))
 
 
 def _mean(values: Sequence[float], default: float) -> float:

@@ -134,3 +134,17 @@ def test_difference_refuses_other_sizes():
         old.difference(old, torch.ones(3, 2), alpha)
     with pytest.raises(ValueError, match="alpha: expected at least one coefficient"):
         old.difference(old, torch.ones(27, 2), alpha[:0])
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sparse_matrix_is_the_propagation_by_one_step(graph, dtype):
+    g = BipartiteGraph(make_adjacency(graph))
+    matrix = g.to_sparse(dtype)
+    assert matrix.is_coalesced()
+    assert matrix.dtype == dtype
+    where = matrix.indices()
+    assert bool(((where[0] * g.n_nodes + where[1]).diff() > 0).all())
+    x = normal(g.n_nodes, 3, dtype=dtype)
+    step = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(matrix.to_dense() @ x, g.propagate(x, step), rtol=1e-5, atol=1e-6)

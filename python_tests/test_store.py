@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -49,22 +50,27 @@ def test_round_trip(tmp_path, kind, ids, dtype):
     assert description["data"]["fingerprint"] == data.fingerprint()
 
 
-@pytest.mark.parametrize("regime", Regime)
+@pytest.mark.parametrize("regime", [*Regime, None])
 def test_an_anchor_comes_back(tmp_path, regime):
     model, data, objective = make_problem()
     numbers = torch.rand(model.n_nodes, dtype=torch.float64)
-    early = regime is Regime.EARLY_STOPPED
+    early = regime in (Regime.EARLY_STOPPED, None)
+    own_norm = 0.25 if regime is None else None
     linear = torch.rand_like(model.embedding) if regime is Regime.STATIONARY else None
-    anchor = Anchor(regime, numbers, 2 * numbers if early else None, linear)
+    anchor = Anchor(regime, numbers, 2 * numbers if early else None, linear, own_norm)
     save_model(tmp_path, model, objective, data, anchor)
     stored = load_model(tmp_path).anchor
     assert stored.regime is regime
+    assert stored.own_norm == own_norm
     for name in ("damping", "times", "linear"):
         got, expected = (getattr(a, name) for a in (stored, anchor))
         assert (got is None and expected is None) or torch.equal(got, expected)
-    wrong = Anchor(regime, numbers[1:], None, None)
+    wrong = Anchor(regime, numbers[1:], None, None, own_norm)
     with pytest.raises(ValueError, match="anchor: expected shapes"):
         save_model(tmp_path, model, objective, data, wrong)
+    for value in (None, math.nan) if regime is None else (0.5,):
+        with pytest.raises(ValueError, match="anchor: expected a regime or the norm"):
+            Anchor(regime, numbers, None, None, value).check(model)
     save_model(tmp_path, model, objective, data)
     assert load_model(tmp_path).anchor is None
 

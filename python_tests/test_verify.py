@@ -16,6 +16,8 @@ from ifru_ext.verify import (
     Bounds,
     Quality,
     Verdict,
+    auc,
+    auc_of_parts,
     completeness,
     mean_loss,
     membership_auc,
@@ -44,6 +46,24 @@ def problem():
     data = clean.with_labels(torch.where(fake, 1 - clean.label, clean.label))
     retrained = [trained(data.subset(~fake), seed) for seed in (1, 2)]
     return trained(data), data, test, Forget(interactions=fake), retrained
+
+
+@pytest.mark.parametrize("n_scores", [0, 1, 2, 7, 200])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_areas_count_pairs_and_half_of_the_ties(n_scores, levels):
+    g = torch.Generator().manual_seed(n_scores)
+    score = torch.randint(0, levels, (n_scores,), generator=g) / levels
+    label = torch.randint(0, 2, (n_scores,), generator=g).float()
+    parts = [torch.rand(n_scores, generator=g) < share for share in (0.0, 0.3, 1.0)]
+    for part, got in zip(parts, auc_of_parts(score, label, parts), strict=True):
+        high, low = score[part & (label > 0.5)], score[part & (label < 0.5)]
+        pairs = (high[:, None] > low).double() + (high[:, None] == low).double() / 2
+        assert got == (pytest.approx(float(pairs.mean())) if pairs.numel() else None)
+    if got is not None:
+        assert auc(score, label) == got
+    else:
+        with pytest.raises(ValueError, match="labels: expected both classes, got"):
+            auc(score, label)
 
 
 def judged(problem, model, **options):

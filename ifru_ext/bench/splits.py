@@ -17,9 +17,7 @@ from ifru_ext.interactions import Interactions
 __all__ = ["SPLITS", "Split", "load_split"]
 
 _LIKED = 4  # of five stars
-_BOOK_LIKED = 5  # of ten, and more than that
-_CORE = 5
-_SEED = 1024
+_BOOK_LIKED = 6  # of ten
 _NEGATIVES = 4
 
 
@@ -49,9 +47,8 @@ def load_split(name: str) -> Split:
     """One of `SPLITS`.
 
     - "ml-100k", "ml-1m": positive from 4 stars; 80, 10 and 10 % of the rows at random.
-    - "book-crossing": IFRU's recipe: ratings above 5 are positive (0, implicit, is negative), users
-      and items with 5 rows each, 60, 20 and 20 % of the rows; valid and test rows of users and
-      items without a training row are left out.
+    - "book-crossing": IFRU's recipe, `ifru_ext.datasets.core_split`: ratings above 5 are positive
+      (0, implicit, is negative).
     - "gowalla": the split of LightGCN (arXiv 2002.02126); implicit, no validation rows, four
       recorded negatives for each training row.
 
@@ -106,33 +103,7 @@ def _gowalla(name: str) -> Split:
 
 
 def _book_crossing(name: str) -> Split:
-    ratings = datasets.load(name)
-    user, item = ratings.user.numpy(), ratings.item.numpy()
-    kept = np.arange(len(user))
-    size = 0
-    while size != len(kept):
-        size = len(kept)
-        for side in (user, item):
-            kept = kept[np.bincount(side[kept])[side[kept]] >= _CORE]
-    order = np.arange(size)
-    np.random.RandomState(_SEED).shuffle(order)
-    parts = np.split(kept[order], [int(0.6 * size), int(0.8 * size)])
-    columns = []
-    for side in (user, item):
-        # Numbered as they first occur among the training rows; -1 for who does not.
-        ids, first = np.unique(side[parts[0]], return_index=True)
-        number = np.full(side.max() + 1, -1)
-        number[ids[np.argsort(first)]] = np.arange(len(ids))
-        columns.append([number[side[part]] for part in parts])
-    n_users, n_items = (int(column[0].max()) + 1 for column in columns)
-    label = (ratings.label > _BOOK_LIKED).float().numpy()
-    made = []
-    for u, i, part in zip(*columns, parts, strict=True):
-        known = (u >= 0) & (i >= 0)
-        made.append(
-            Interactions(u[known], i[known], label[part][known], n_users=n_users, n_items=n_items)
-        )
-    return Split(name, *made)
+    return Split(name, *datasets.core_split(datasets.load(name), threshold=_BOOK_LIKED))
 
 
 def _tiny(name: str) -> Split:

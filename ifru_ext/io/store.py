@@ -189,7 +189,9 @@ def encode_model(
             tensors.update(_ids_to_tensors(name, ids))
     if anchor is not None:
         anchor.check(model)
-        description["anchor"] = anchor.regime.value
+        description["anchor"] = (
+            {"own_norm": anchor.own_norm} if anchor.regime is None else anchor.regime.value
+        )
         tensors.update(
             (f"anchor.{name}", part)
             for name in _ANCHOR_PARTS
@@ -335,7 +337,11 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
     anchor = None
     if "anchor" in description:
         times, linear = (tensors.get(f"anchor.{part}") for part in _ANCHOR_PARTS[1:])
-        anchor = Anchor(Regime(description["anchor"]), tensors["anchor.damping"], times, linear)
+        ended = description["anchor"]
+        regime, own = (
+            (None, ended["own_norm"]) if isinstance(ended, dict) else (Regime(ended), None)
+        )
+        anchor = Anchor(regime, tensors["anchor.damping"], times, linear, own)
         anchor.check(model)
     settings = description.get("settings", {})
     if not isinstance(settings, dict):

@@ -1,0 +1,1 @@
+"""Interfaces of other programs, kept as they are, on this package's engine."""
