@@ -13,6 +13,7 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
+from ifru_ext._native import native
 from ifru_ext.cli.app import (
     NOT_CONVERGED,
     DataArgument,
@@ -353,6 +354,14 @@ def unlearn_command(
             return
         task.note_unknown(voice)
         bar.show("preparing")
+        checkpoint = store.checkpoint(
+            {
+                "request": task.digest,
+                "data": task.stored.fingerprint,
+                "options": [method, rtol, hops, keep, erase],
+                "program": native.build["version"],
+            }
+        )
         result = unlearn(
             *(task.stored.model, task.data, task.forget),
             objective=task.stored.objective,
@@ -362,7 +371,10 @@ def unlearn_command(
             rtol=rtol,
             anchor=task.stored.anchor,
             callback=bar.solving,
+            checkpoint=checkpoint,
         )
+        if checkpoint.resumed:
+            voice.note(f"went on from Newton step {checkpoint.resumed} of an interrupted run")
         check_solved(result.report)
         bar.show("certifying")
         # A person waits for the file to be read anyway: the residual over all rows is worth it.
