@@ -36,7 +36,7 @@ from ifru_ext.environment import environment
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
-from ifru_ext.minimize import Solution, filter_step, influence_step, newton_steps
+from ifru_ext.minimize import Checkpoint, Solution, filter_step, influence_step, newton_steps
 from ifru_ext.models import RecommenderModel
 from ifru_ext.newton import value_rounding
 from ifru_ext.objective import Objective
@@ -143,6 +143,7 @@ def unlearn(
     anchor: Anchor | None = None,
     validation: Interactions | None = None,
     callback: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> UnlearnResult:
     """Removes interactions from a trained model as if it had been trained without them.
 
@@ -182,6 +183,8 @@ def unlearn(
         validation: Held-out rows with labels. The change of the embeddings is then multiplied by
             the strength, of a few between 0.5 and 1.5, whose mean loss on them is the least.
         callback: Called with iteration and residual norm, for newton with step and gradient norm.
+        checkpoint: Where Newton steps keep their state, and go on from after an interruption, to
+            the same result; the caller sees to it that it is of the same request.
 
     Returns:
         The new model and the report. Nothing passed in is changed.
@@ -228,6 +231,7 @@ def unlearn(
                 max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
                 max_matvecs=MAX_MATVECS_AUTO if p.method is Method.AUTO else None,
                 callback=callback,
+                checkpoint=checkpoint,
             )
             if p.method is Method.AUTO:
                 solution = newton_at_a_minimum(newton, start, mu, reasons)

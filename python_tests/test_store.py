@@ -10,11 +10,12 @@ import torch
 from problems import make_problem
 from safetensors.torch import save_file
 
-from ifru_ext import Interactions, load_model, save_model
+from ifru_ext import Forget, Interactions, load_model, save_model, unlearn
 from ifru_ext.anchored import Anchor, Regime
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
 from ifru_ext.io import store
+from ifru_ext.models import BiasedMatrixFactorization
 
 
 def with_ids(data, kind):
@@ -48,6 +49,33 @@ def test_round_trip(tmp_path, kind, ids, dtype):
     description = json.loads((tmp_path / "m" / "model.json").read_text())
     assert description["kind"] == kind
     assert description["data"]["fingerprint"] == data.fingerprint()
+
+
+@pytest.mark.parametrize("user_bias", [True, False])
+@pytest.mark.parametrize("item_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_biases_come_back_and_what_is_frozen(tmp_path, user_bias, item_bias, dtype):
+    plain, data, objective = make_problem(dtype=dtype)
+    model = BiasedMatrixFactorization(
+        plain.user_embedding,
+        plain.item_embedding,
+        plain.user_embedding[:, 0] if user_bias else None,
+        plain.item_embedding[:, 0] if item_bias else None,
+        0.1,
+    )
+    save_model(tmp_path, model, objective, data)
+    stored = load_model(tmp_path).model
+    assert type(stored) is BiasedMatrixFactorization
+    assert torch.equal(stored.embedding, model.embedding)
+    assert torch.equal(stored.frozen_columns, model.frozen_columns)
+    erased = unlearn(model, data, Forget(users=[1]), objective=objective).model
+    save_model(tmp_path, erased, objective, data)
+    assert torch.equal(load_model(tmp_path).model.embedding, erased.embedding)
+    changed = model.embedding.clone()
+    changed[2, -1] = 5.0
+    save_model(tmp_path, model.with_embedding(changed), objective, data)
+    with pytest.raises(InputError, match=r"is damaged \(embedding: expected the const"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("regime", [*Regime, None])

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import NoneType
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
 from rich.console import Console
@@ -42,6 +43,7 @@ __all__ = [
     "app",
     "as_json_bytes",
     "cell",
+    "checked_settings",
     "err",
     "opened",
     "out",
@@ -231,6 +233,12 @@ class Reading:
         threshold: Of the labels, or None.
     """
 
+    _TYPES: ClassVar = {
+        "user": (str,),
+        "item": (str,),
+        "label": (str, NoneType),
+        "threshold": (int, float, NoneType),
+    }
     user: str = "user"
     item: str = "item"
     label: str | None = None
@@ -246,14 +254,9 @@ class Reading:
         settings: Mapping[str, Any] | None = None,
     ) -> Reading:
         """From the options, and where there is none from a model's settings."""
-        kept = (settings or {}).get("reading")
-        known = {k: v for k, v in kept.items() if v is not None} if isinstance(kept, dict) else {}
+        kept = checked_settings(settings or {}, "reading", cls._TYPES)
         options = {"user": user, "item": item, "label": label, "threshold": threshold}
-        chosen = {**known, **{k: v for k, v in options.items() if v is not None}}
-        try:
-            return cls(**chosen)
-        except TypeError:
-            raise InputError("model: settings: expected how its data was read, got else") from None
+        return cls(**{**(kept or {}), **{k: v for k, v in options.items() if v is not None}})
 
     def read(
         self, path: Path, user_ids: IdMap | None = None, item_ids: IdMap | None = None
@@ -272,6 +275,26 @@ class Reading:
     def to_json(self) -> dict[str, Any]:
         """For a model's settings."""
         return asdict(self)
+
+
+def checked_settings(
+    settings: Mapping[str, Any], name: str, types: Mapping[str, tuple[type, ...]]
+) -> dict[str, Any] | None:
+    """A part of a model's settings; None where it has none.
+
+    Raises:
+        InputError: It has other names, or values of other types: another program wrote it.
+    """
+    part = settings.get(name)
+    if part is None:
+        return None
+    if (
+        not isinstance(part, dict)
+        or set(part) != set(types)
+        or not all(isinstance(part[key], kinds) for key, kinds in types.items())
+    ):
+        raise InputError(f"model: settings: expected {name} as `ifru train` keeps it, got others")
+    return part
 
 
 @contextmanager

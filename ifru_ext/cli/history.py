@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from ifru_ext.cli.app import (
 )
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError
+from ifru_ext.io.store import decode_model
 
 __all__ = ["register"]
 
@@ -58,7 +58,7 @@ def undo(
     with opened(model, write=True, wait=wait) as store:
         after = store.load().fingerprint
         name, file, _ = store.before()
-        before = json.loads(file.text)["data"]["fingerprint"]
+        before = decode_model(file, store.path(store.current)).fingerprint
         summary = {"undoes": store.current, "restores": name}
         line = store.undo(
             {"report.json": as_json_bytes(summary)},

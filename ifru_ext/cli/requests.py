@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
+from ifru_ext._native import native
 from ifru_ext.cli.app import (
     NOT_CONVERGED,
     DataArgument,
@@ -99,6 +99,39 @@ def register() -> None:
     app.command("unlearn")(unlearn_command)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The options that say what is to be forgotten, and how files are read."""
+
+    file: Path | None
+    users: list[str] | None
+    items: list[str] | None
+    before: str | None
+    ignore_unknown: bool
+    columns: tuple[str | None, str | None, str | None, float | None]
+
+    def request(self, known: Known, reading: Reading) -> Request:
+        """The request on a model's users and items.
+
+        Raises:
+            InputError: Nothing was asked for, or unknown ids.
+        """
+        if self.file is None and self.before is None and not self.users and not self.items:
+            raise InputError(
+                "request: expected at least one of --request, --users, --items and --before, got "
+                "none"
+            )
+        asked = Request.of(
+            known,
+            users=_split("--users", self.users or []),
+            items=_split("--items", self.items or []),
+            before=None if self.before is None else parse_time("--before", self.before),
+        )
+        if self.file is not None:
+            asked |= Request.read(self.file, known, user=reading.user, item=reading.item)
+        return asked
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """A request on a store, before anything is computed.
@@ -120,37 +153,30 @@ class _Task:
     done: str | None
 
     @classmethod
-    def of(
-        cls,
-        store: ModelStore,
-        data: Path,
-        reading: Callable[[StoredModel], Reading],
-        request: Callable[[Known, Reading], Request],
-        ignore_unknown: bool,
-    ) -> _Task:
+    def of(cls, store: ModelStore, data: Path, asked: _Asked) -> _Task:
         stored = store.load()
-        how = reading(stored)
-        read, rows = read_data(store, stored, data, how)
-        known = Known(*_id_maps(stored), ignore_unknown)
-        asked = request(known, how)
-        digest = asked.digest(known, store.salt)
+        reading = Reading.given(*asked.columns, stored.settings)
+        read, rows = read_data(store, stored, data, reading)
+        known = Known(*_id_maps(stored), asked.ignore_unknown)
+        request = asked.request(known, reading)
+        digest = request.digest(known, store.salt)
         forget, done = None, None
         version = store.requests_in_effect().get(digest)
-        if asked.is_empty:
+        if request.is_empty:
             done = "no id of the request is known"
         elif version is not None:
             done = f"{version} was made by the same request"
         else:
-            absent = asked.absent_pairs(read)
-            if absent and not ignore_unknown:
+            absent = request.absent_pairs(read)
+            if absent and not asked.ignore_unknown:
                 raise InputError(
                     f"--request: expected rows of the data, got {absent} that are not in them; "
                     "--ignore-unknown leaves them out"
                 )
-            forget = asked.forget(rows)
+            forget = request.forget(rows)
             if not bool(forget.select(rows).any()):
                 forget, done = None, "the data have no such rows, or they were forgotten before"
-        return cls(stored, rows, asked, digest, forget, done)
+        return cls(stored, rows, request, digest, forget, done)
 
     def say_nothing_to_do(self, voice: Voice, store: ModelStore) -> None:
         self.note_unknown(voice)
@@ -193,29 +219,6 @@ def _id_maps(stored: StoredModel) -> tuple[IdMap, IdMap]:
         stored.user_ids or IdMap(np.arange(model.n_users)),
         stored.item_ids or IdMap(np.arange(model.n_items)),
     )
-
-
-def _request(
-    known: Known,
-    reading: Reading,
-    file: Path | None,
-    users: list[str] | None,
-    items: list[str] | None,
-    before: str | None,
-) -> Request:
-    if file is None and before is None and not users and not items:
-        raise InputError(
-            "request: expected at least one of --request, --users, --items and --before, got none"
-        )
-    asked = Request.of(
-        known,
-        users=_split("--users", users or []),
-        items=_split("--items", items or []),
-        before=None if before is None else parse_time("--before", before),
-    )
-    if file is not None:
-        asked |= Request.read(file, known, user=reading.user, item=reading.item)
-    return asked
 
 
 def _split(option: str, texts: list[str]) -> list[str]:
@@ -265,13 +268,9 @@ def plan_command(
     voice = Voice(as_json, quiet)
     pruning = _pruning(hops, keep)
     columns = user_column, item_column, label_column, threshold
+    asked = _Asked(request, users, items, before, ignore_unknown, columns)
     with opened(model, wait=wait) as store:
-        task = _Task.of(
-            *(store, data),
-            lambda stored: Reading.given(*columns, stored.settings),
-            lambda known, how: _request(known, how, request, users, items, before),
-            ignore_unknown,
-        )
+        task = _Task.of(store, data, asked)
         if task.forget is None:
             task.say_nothing_to_do(voice, store)
             return
@@ -343,15 +342,11 @@ def unlearn_command(
     if rtol is not None and not 0 < rtol < math.inf:
         raise InputError(f"--rtol: expected a positive number, got {rtol}")
     columns = user_column, item_column, label_column, threshold
+    asked = _Asked(request, users, items, before, ignore_unknown, columns)
     with opened(model, write=True, wait=wait) as store, voice.progress() as progress:
         bar = _Bar(progress, rtol)
         bar.show("reading")
-        task = _Task.of(
-            *(store, data),
-            lambda stored: Reading.given(*columns, stored.settings),
-            lambda known, how: _request(known, how, request, users, items, before),
-            ignore_unknown,
-        )
+        task = _Task.of(store, data, asked)
         if task.forget is None:
             task.say_nothing_to_do(voice, store)
             if purge:
@@ -359,6 +354,14 @@ def unlearn_command(
             return
         task.note_unknown(voice)
         bar.show("preparing")
+        checkpoint = store.checkpoint(
+            {
+                "request": task.digest,
+                "data": task.stored.fingerprint,
+                "options": [method, rtol, hops, keep, erase],
+                "program": native.build["version"],
+            }
+        )
         result = unlearn(
             *(task.stored.model, task.data, task.forget),
             objective=task.stored.objective,
@@ -368,7 +371,10 @@ def unlearn_command(
             rtol=rtol,
             anchor=task.stored.anchor,
             callback=bar.solving,
+            checkpoint=checkpoint,
         )
+        if checkpoint.resumed:
+            voice.note(f"went on from Newton step {checkpoint.resumed} of an interrupted run")
         check_solved(result.report)
         bar.show("certifying")
         # A person waits for the file to be read anyway: the residual over all rows is worth it.

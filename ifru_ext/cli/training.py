@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -21,6 +22,7 @@ from ifru_ext.cli.app import (
     WaitOption,
     app,
     as_json_bytes,
+    checked_settings,
     opened,
 )
 from ifru_ext.demo import DemoSettings
@@ -34,6 +36,16 @@ from ifru_ext.train import TrainProgress, TrainResult, train
 __all__ = ["register", "retrain"]
 
 _DEFAULTS = DemoSettings()
+# What is kept with a model of how it was trained.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "dim": (int,),
+    "n_layers": (int,),
+    "epochs": (int,),
+    "learning_rate": (float,),
+    "seed": (int,),
+    "polish_rtol": (float, NoneType),
+}
 
 
 def register() -> None:
@@ -151,16 +163,13 @@ def retrain(stored: StoredModel, rows: Interactions, seed: int, voice: Voice) ->
     Raises:
         InputError: It is not known how: `ifru train` has not made it.
     """
-    settings = stored.settings.get("training")
-    if not isinstance(settings, dict):
+    settings = checked_settings(stored.settings, "training", _SETTINGS)
+    if settings is None:
         raise InputError(
             "--retrain: expected a model that `ifru train` made, got an imported one, of which it "
             "is not known how it was trained; ifru_ext.verify takes a function that does it"
         )
-    try:
-        return _trained(rows, stored.objective, {**settings, "seed": seed}, voice)
-    except TypeError:
-        raise InputError("model: settings: expected how it was trained, got else") from None
+    return _trained(rows, stored.objective, {**settings, "seed": seed}, voice)
 
 
 def import_command(

@@ -65,12 +65,11 @@ def apply_delta(after: ModelFile, path: Path) -> ModelFile:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["ifru_ext"])
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if description["format"] != _FORMAT:
-            raise InputError(f"{path}: expected format {_FORMAT!r}, got another")
         tensors = {name: _restored(name, after, parts) for name in description["tensors"]}
         before = ModelFile(tensors, str(description["text"]))
-        intact = fingerprint(before.files()[TENSORS]) == description["before"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        expected = _FORMAT, fingerprint(before.files()[TENSORS])
+        intact = (description["format"], description["before"]) == expected
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError):
         intact = False
     if not intact:
         raise InputError(f"{path}: is damaged, or belongs to another model")

@@ -6,7 +6,7 @@ import csv
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -292,23 +292,34 @@ class Table:
 
     def ids(self, role: str, known: IdMap | None) -> tuple[IdMap, npt.NDArray[np.int64]]:
         """The map and [n] indices of a column of ids."""
-        values, place = self.distinct(role)
-        if known is None:
+        found = known
+
+        def encode(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            nonlocal found
+            if known is not None:
+                return known.encode(values, name=self._name(role))
             if isinstance(self._source, _TextFile):
                 values = _as_integers(values)
-            known, index = IdMap.from_values(values)
-        else:
-            index = known.encode(values, name=self._name(role))
-        return known, np.take(index, place, out=place)
+            found, index = IdMap.from_values(values)
+            return index
+
+        _, rows = self.distinct(role, encode=encode)
+        assert found is not None
+        return found, rows
 
     def distinct(
-        self, role: str, *, optional: bool = False
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        self,
+        role: str,
+        *,
+        optional: bool = False,
+        encode: Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]] | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """The distinct values [k] of a column of ids, and [n] the place of each row's.
 
         Args:
             role: Of the column.
             optional: Whether a row may have none: its place is then -1.
+            encode: What comes instead of the places, for each of the values.
         """
         types = self._pa.types
         column = self._pop(role)
@@ -335,13 +346,6 @@ class Table:
         if optional and of in (self._pa.string(), self._pa.large_string()):
             used[:-1] &= entries != ""
         values = as_id_array(self._name(role), entries[used[:-1]])
-        place = np.full(used.shape, -1, dtype=np.int64)
-        place[used] = np.arange(len(values))
-        rows = np.empty(len(column), dtype=np.int64)
-        begin = 0
-        for chunk in chunks:
-            rows[begin : begin + len(chunk)] = place[codes(chunk)]
-            begin += len(chunk)
         if values.dtype.kind == "U":
             # A line break in an id is a quote that was left open: the rows up to the next quote,
             # or to the end of the file, are inside.
@@ -350,7 +354,18 @@ class Table:
                 (np.char.find(values, "\n") >= 0, "several lines"),
             ):
                 if wrong.any():
-                    self._refuse(role, np.append(wrong, False)[rows], "an id", got)
+                    marked = np.zeros(used.shape, dtype=bool)
+                    marked[used] = wrong
+                    self._refuse(
+                        role, np.concatenate([marked[codes(c)] for c in chunks]), "an id", got
+                    )
+        place = np.full(used.shape, -1, dtype=np.int64)
+        place[used] = np.arange(len(values)) if encode is None else encode(values)
+        rows = np.empty(len(column), dtype=np.int64)
+        begin = 0
+        for chunk in chunks:
+            rows[begin : begin + len(chunk)] = place[codes(chunk)]
+            begin += len(chunk)
         return values, rows
 
     def numbers(self, role: str) -> npt.NDArray[np.float64] | None:

@@ -33,7 +33,12 @@ from ifru_ext.files import write_atomic
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
-from ifru_ext.models import LightGCN, MatrixFactorization, RecommenderModel
+from ifru_ext.models import (
+    BiasedMatrixFactorization,
+    LightGCN,
+    MatrixFactorization,
+    RecommenderModel,
+)
 from ifru_ext.objective import Objective
 
 __all__ = [
@@ -184,6 +189,9 @@ def encode_model(
         half = a.n_interactions
         tensors["graph.rowptr"] = a.rowptr[: a.n_users + 1]
         tensors["graph.item"] = a.neighbor[:half] - a.n_users
+    if isinstance(model, BiasedMatrixFactorization):
+        users, items = model.frozen_columns
+        description["biases"] = {"user": not bool(users[-3]), "item": not bool(items[-2])}
     for name, ids in zip(_ID_MAPS, (data.user_ids, data.item_ids), strict=True):
         if ids is not None:
             tensors.update(_ids_to_tensors(name, ids))
@@ -316,6 +324,8 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
     model: RecommenderModel
     if description["kind"] == MatrixFactorization.kind:
         model = MatrixFactorization(user, item)
+    elif description["kind"] == BiasedMatrixFactorization.kind:
+        model = _biased(user, item, description["biases"])
     elif description["kind"] == LightGCN.kind:
         degree = tensors["graph.rowptr"].diff()
         owner = torch.repeat_interleave(torch.arange(len(degree)), degree)
@@ -355,6 +365,20 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Stor
         anchor=anchor,
         settings=settings,
     )
+
+
+def _biased(user: Tensor, item: Tensor, biases: dict[str, bool]) -> RecommenderModel:
+    """From the embeddings, in which the biases and the constants stand; see the class."""
+    model = BiasedMatrixFactorization(
+        user[:, :-3],
+        item[:, :-3],
+        user[:, -3] if biases["user"] else None,
+        item[:, -2] if biases["item"] else None,
+        float(user[0, -1]),
+    )
+    if not torch.equal(model.embedding, torch.cat([user, item])):
+        raise InputError("embedding: expected the constants of a model with biases, got others")
+    return model
 
 
 def _ids_kind(ids: IdMap | None) -> str | None:

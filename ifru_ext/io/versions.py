@@ -3,7 +3,8 @@
     model/
       v0001/    model.safetensors, model.json, report.json
       v0002/    the same, report.html, forgotten.safetensors, and delta.safetensors, which leads
-                back to v0001
+                back to v0001; while a long request is solved, or after it was killed,
+                checkpoint.safetensors, from which it goes on
       latest -> v0002
       ledger.jsonl, ledger.head    see `ifru_ext.io.ledger`
       salt      secret: of the digests of requests and of forgotten rows
@@ -22,6 +23,7 @@ makes undoing possible. `purge` removes them.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -35,6 +37,7 @@ from typing import Any, NoReturn
 from ifru_ext.errors import InputError, listing
 from ifru_ext.files import sync_folder
 from ifru_ext.interactions import Interactions
+from ifru_ext.io.checkpoint import FileCheckpoint
 from ifru_ext.io.delta import apply_delta, make_delta
 from ifru_ext.io.forgotten import Digests, Forgotten, known_rows, row_digests
 from ifru_ext.io.ledger import Ledger
@@ -57,6 +60,7 @@ _SALT = "salt"
 _LOCK = ".lock"
 _DELTA = "delta.safetensors"
 _FORGOTTEN = "forgotten.safetensors"
+_CHECKPOINT = "checkpoint.safetensors"
 _TEMPORARY = ".tmp-"
 _SALT_BYTES = 32
 _MAKES_A_VERSION = ("train", "import", "unlearn", "undo")
@@ -134,8 +138,8 @@ class ModelStore:
                         _write_salt(folder)
                 except OSError as error:
                     raise InputError(
-                        f"--out: expected a folder that can be written to, got {folder} "
-                        f"({error.strerror or error})"
+                        f"{folder}: expected a folder that can be written to, got "
+                        f"{error.strerror or error}"
                     ) from None
                 store = cls(folder)
                 store._repair()
@@ -255,6 +259,16 @@ class ModelStore:
             name = entry.get(following)
         return found
 
+    def checkpoint(self, solve: Mapping[str, Any]) -> FileCheckpoint:
+        """Where a request on the current version keeps its state until it is done.
+
+        Args:
+            solve: JSON values that its result depends on, beside the model.
+        """
+        key = json.dumps({"model": self.entry["model"], **solve}, sort_keys=True)
+        path = self.path(self.current) / _CHECKPOINT
+        return FileCheckpoint(path, fingerprint(key.encode()))
+
     def add(
         self, file: ModelFile, files: Mapping[str, bytes], entry: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -304,6 +318,8 @@ class ModelStore:
                 self._live.append(name)
                 link.replace(self.folder / LATEST)
                 sync_folder(self.folder)
+                if line["version_before"] is not None:
+                    (self.path(line["version_before"]) / _CHECKPOINT).unlink(missing_ok=True)
         except BaseException as error:
             with suppress(OSError):
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -431,8 +447,14 @@ class ModelStore:
                 self._discard(path)
         if not self.ledger.entries:
             return
+        current = self.path(self.current)
+        if current.is_dir() and not current.is_symlink():
+            for path in current.iterdir():  # of a checkpoint
+                if _is_unfinished(path.name):
+                    self._discard(path)
         if self.ledger.entries[-1].get("kind") == "purge":
-            (self.path(self.current) / _DELTA).unlink(missing_ok=True)
+            for part in (_DELTA, _CHECKPOINT):
+                (self.path(self.current) / part).unlink(missing_ok=True)
         link = self.folder / LATEST
         if latest_version(self.folder) != self.current:
             temporary = self.folder / f"{_TEMPORARY}link"
@@ -475,7 +497,7 @@ def _check_usable(folder: Path) -> None:
     others = [name for name in names if name != _LOCK and not _is_unfinished(name)]
     if others:
         raise InputError(
-            f"--out: expected a store or a new or empty folder, got {folder} with {listing(others)}"
+            f"{folder}: expected a store or a new or empty folder, got one with {listing(others)}"
         )
 
 
