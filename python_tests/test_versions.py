@@ -299,6 +299,14 @@ HOSTILE = {
         lambda f: line_with(f, parent="v0009"),
         "line 4: expected a version of an earlier line, got 'v0009'",
     ),
+    "its own parent": (
+        lambda f: line_with(f, kind="unlearn", parent="v0004"),
+        "line 4: expected a version of an earlier line, got 'v0004'",
+    ),
+    "a version made twice": (
+        lambda f: line_with(f, version="v0001", parent="v0003"),
+        "line 4: expected a new version, got 'v0001' once more",
+    ),
     "a purge of no version": (
         lambda f: line_with(f, kind="purge"),
         "line 4: expected a version of an earlier line, got 'v0004'",

@@ -319,7 +319,8 @@ class ModelStore:
                 link.replace(self.folder / LATEST)
                 sync_folder(self.folder)
                 if line["version_before"] is not None:
-                    (self.path(line["version_before"]) / _CHECKPOINT).unlink(missing_ok=True)
+                    with suppress(OSError):  # its version holds as much, until it is purged
+                        (self.path(line["version_before"]) / _CHECKPOINT).unlink()
         except BaseException as error:
             with suppress(OSError):
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -406,15 +407,18 @@ class ModelStore:
     def _follow(self, place: str, entry: dict[str, Any]) -> None:
         """Takes in one line of the ledger; names in it become paths, so they are checked."""
         name = checked_version(f"{place}: version", entry.get("version"))
-        if entry.get("kind") in _MAKES_A_VERSION:
+        makes = entry.get("kind") in _MAKES_A_VERSION
+        if makes and name in self._by_version:
+            raise InputError(f"{place}: expected a new version, got {name!r} once more")
+        others = [entry.get(key) for key in ("parent", "restores")]
+        for other in (*([] if makes else [name]), *(o for o in others if o is not None)):
+            if checked_version(f"{place}: version", other) not in self._by_version:
+                raise InputError(f"{place}: expected a version of an earlier line, got {other!r}")
+        if makes:
             self._by_version[name] = entry
             self._live.append(name)
         else:
             self._live = [name]
-        others = [entry.get(key) for key in ("parent", "restores")]
-        for other in (name, *(o for o in others if o is not None)):
-            if checked_version(f"{place}: version", other) not in self._by_version:
-                raise InputError(f"{place}: expected a version of an earlier line, got {other!r}")
 
     def _check_folder(self) -> None:
         """Refuses what no killed process can have left behind.
