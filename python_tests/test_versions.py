@@ -411,7 +411,7 @@ def mounted(tmp_path):
 
     yield mount
     for point in points:
-        subprocess.run(["umount", point], check=True)
+        subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.mark.parametrize("free", [0, 4096, 40960, 65536])
