@@ -12,7 +12,9 @@
 #   make cuda-load the CUDA library in a CUDA build of torch (5 GB), without a GPU
 #   make bench     the ops against plain torch; renews the README's tables (half an hour)
 #   make readme    runs the demo and renews the README's table and picture
+#   make docs      the documentation, as pages in build/docs that open without a server
 #   make package   sdist and wheel, installed and run in a fresh environment
+#   make adapters  models that RecBole, PyTorch Geometric and LensKit train, and load again
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -39,7 +41,7 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all demo test test-cpp test-python emulated lint format sanitize simt mutants cubin \
-	cuda-load bench readme package clean
+	cuda-load bench readme docs package adapters clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -132,3 +134,19 @@ package: $(INSTALLED)
 
 clean:
 	rm -rf build dist $(VENV) ifru_ext/*.so *.egg-info
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Each library in an environment of its own, with the package from the checkout. RecBole comes
+# without what it depends on: ray, which only its tuning needs, has wheels for few Pythons.
+ADAPTERS := recbole pyg lenskit
+.PHONY: $(ADAPTERS:%=adapters-%)
+adapters: $(ADAPTERS:%=adapters-%)
+
+$(ADAPTERS:%=adapters-%): adapters-%: $(INSTALLED)
+	$(PYTHON) -m venv build/adapters-$*
+	build/adapters-$*/bin/python -m pip install --quiet "$(TORCH)" -r python_tests/adapters/$*.txt
+	[ $* != recbole ] || build/adapters-recbole/bin/python -m pip install --quiet --no-deps recbole==1.2.1
+	cd build && PYTHONPATH=$(CURDIR) adapters-$*/bin/python ../python_tests/adapters/$*_round_trip.py

@@ -14,7 +14,7 @@ from ifru_ext.interactions import Interactions
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.store import load_model, save_model
 from ifru_ext.lanczos import LanczosResult, lanczos_apply, spectral_filter
-from ifru_ext.models import LightGCN, MatrixFactorization
+from ifru_ext.models import BiasedMatrixFactorization, LightGCN, MatrixFactorization
 from ifru_ext.objective import Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator
 from ifru_ext.planning import Plan, plan
@@ -34,6 +34,7 @@ __version__ = native.build["version"]
 
 __all__ = [
     "Anchor",
+    "BiasedMatrixFactorization",
     "BipartiteGraph",
     "BlockJacobiPreconditioner",
     "Forget",

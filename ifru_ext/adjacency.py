@@ -302,6 +302,24 @@ class Stream:
         """The first four arguments of the pointwise products."""
         return self.rowptr, self.neighbor, self.cuts, self.first_row
 
+    @property
+    def each_once(self) -> bool:
+        """Whether this is the form for the CPU."""
+        return self.rowptr.shape[1] - 1 < int(self.cuts[-1])
+
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """[E] node ids of row and column: both ends of each interaction, in stream order."""
+        n_blocks, n_rows = self.rowptr.shape[0], self.rowptr.shape[1] - 1
+        first, dtype = self.first_row, self.neighbor.dtype
+        rows = torch.arange(first, first + n_rows, dtype=dtype, device=self.neighbor.device)
+        return rows.repeat(n_blocks).repeat_interleave(self.rowptr.diff().flatten()), self.neighbor
+
     def order(self, values: Tensor) -> Tensor:
         """[E] in interaction order -> [E], or [2E] at both ends, in stream order."""
         return values.index_select(0, self.edge)
+
+    def by_interaction(self, values: Tensor) -> Tensor:
+        """[E] or [2E] in stream order, alike at both ends -> [E] in interaction order."""
+        n = values.shape[0] if self.each_once else values.shape[0] // 2
+        return values.new_empty(n).index_copy_(0, self.edge.long(), values)

@@ -8,6 +8,7 @@ learned now, so its own gradient rho is subtracted: the anchored objective of eq
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -17,16 +18,20 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.errors import InputError
+from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import (
     GatheredLinearization,
     Linearization,
     RestrictedLinearization,
 )
-from ifru_ext.models import RecommenderModel
+from ifru_ext.models import RecommenderModel, is_finite
+from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator
 from ifru_ext.removal import Removal
+from ifru_ext.solvers import norm
 
 __all__ = [
+    "STATIONARY",
     "Anchor",
     "AnchoredObjective",
     "AnchoredPoint",
@@ -36,6 +41,14 @@ __all__ = [
     "pooled_ridge",
     "stopping_times",
 ]
+
+
+# A model counts as converged when its own gradient is at most this share of the regulariser's part
+# of it, ...
+_CONVERGED = 0.01
+# ... and as stationary when it is at most this share of what the request changes, below which early
+# stopping cannot be told from the request.
+STATIONARY = 0.1
 
 
 class Regime(Enum):
@@ -51,30 +64,63 @@ class Regime(Enum):
     STATIONARY = "stationary"
     EARLY_STOPPED = "early_stopped"
 
+    @classmethod
+    def of(cls, own: float, ridge: float, g: float) -> Regime:
+        """By the norms of the model's gradient, of the regulariser's part of it, and of g."""
+        if own <= _CONVERGED * ridge:
+            return cls.CONVERGED
+        return cls.STATIONARY if own <= STATIONARY * g else cls.EARLY_STOPPED
+
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """What an unlearned model keeps of its training, for requests to come.
+    """What a model keeps of its training, for requests to come.
 
-    Its own gradient no longer shows how its training had ended: it holds what earlier requests
-    left. With this the next request minimises the objective that one request for all would have.
+    Of a trained model, `of` makes it once, so that a request need not pass over all the data to
+    find out how training had ended. An unlearned model's own gradient no longer shows that: it
+    holds what earlier requests left. With the anchor of its result the next request minimises the
+    objective that one request for all would have.
 
     The rows of erased users and items are zero. The others of `linear` are as small as the model's
     gradient was; they sum over all its interactions, the forgotten ones too.
 
     Attributes:
-        regime: How the training had ended.
+        regime: How the training had ended; None for a trained model that is not at a minimum: near
+            enough to one for a large request may be too far for a small one.
         damping: [N] float64 mu.
         times: [N] float64, the stopping times of the rows of a model stopped early; else None.
         linear: [N, d] rho + mu o e^, the linear term of Psi, for a stationary model; else None: a
             converged one needs none, and one stopped early starts every request from the gradient
             that it finds.
+        own_norm: |rho|; only where `regime` is None.
     """
 
-    regime: Regime
+    regime: Regime | None
     damping: Tensor
     times: Tensor | None
     linear: Tensor | None
+    own_norm: float | None = None
+
+    @classmethod
+    def of(cls, model: RecommenderModel, data: Interactions, objective: Objective) -> Anchor:
+        """Of a model as it was trained: two passes over its data.
+
+        Args:
+            model: The trained model.
+            data: All rows that it was trained on.
+            objective: What it was trained on.
+
+        Raises:
+            InputError: They do not belong together.
+        """
+        point = objective.summed().linearize(model, data)
+        rho = point.gradient()
+        own, embedding = norm(rho), model.free(model.embedding)
+        if Regime.of(own, norm(point.ridge[:, None] * embedding), 0.0) is Regime.CONVERGED:
+            damping = torch.zeros(model.n_nodes, dtype=torch.float64, device=rho.device)
+            return cls(Regime.CONVERGED, damping, None, None)
+        damping = pooled_ridge(rho, embedding, point.degree)
+        return cls(None, damping, stopping_times(point, damping), None, own)
 
     def check(self, model: RecommenderModel) -> None:
         """Checks that it is of a model of this size.
@@ -88,8 +134,14 @@ class Anchor:
         expected = [None if part is None else size for part, size in zip(parts, sizes, strict=True)]
         if shapes != expected:
             raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
-        if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+        if not all(is_finite(part) for part in parts if part is not None):
             raise InputError("anchor: expected finite numbers, got NaN or infinity")
+        own = self.own_norm
+        if (own is None) != (self.regime is not None) or not (own is None or 0 <= own < math.inf):
+            raise InputError(
+                f"anchor: expected a regime or the norm of the model's gradient, "
+                f"got {self.regime} and {own}"
+            )
 
 
 def implied_ridge(point: Linearization) -> Tensor:
@@ -105,11 +157,12 @@ def implied_ridge(point: Linearization) -> Tensor:
     Returns:
         [N] float64, not negative; zero for rows without interactions.
     """
-    return pooled_ridge(point.gradient(), point.model.embedding, point.degree)
+    embedding = point.model.free(point.model.embedding)
+    return pooled_ridge(point.gradient(), embedding, point.degree)
 
 
 def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
-    """`implied_ridge` of a gradient [N, d] that is known."""
+    """`implied_ridge` of a gradient [N, d] that is known; the embedding without what is frozen."""
     embedding = embedding.double()
     pulled = -(gradient.double() * embedding).sum(1)
     return _pooled_ratio(pulled, embedding.square().sum(1), degree).clamp_min(0.0)
@@ -122,6 +175,7 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     where the implied ridge is c / (e^(T c) - 1). So T_n = ln(1 + c_n / mu_n) / c_n with mu_n the
     implied ridge and c_n = <e_n, C_nn e_n> / |e_n|^2 of the row's own Gauss-Newton block, pooled
     likewise. The block's part is half of <e_n, (C E)_n>: a score is linear in either of its rows.
+    With frozen coordinates it is linear in neither alone, and users and items are taken in turn.
     Where mu_n is less than c_n / 100, that is taken: such a row counts as trained to its end.
 
     Args:
@@ -131,11 +185,19 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     Returns:
         [N] float64; zero for rows without interactions.
     """
-    embedding = point.model.embedding
-    product = point.product(embedding, torch.zeros_like(point.ridge), exact=False).double()
+    embedding = point.model.free(point.model.embedding)
+    none = torch.zeros_like(point.ridge)
     own = embedding.double()
+    if point.frozen is None:
+        product = point.product(embedding, none, exact=False).double() / 2
+    else:
+        is_user = torch.arange(len(own), device=own.device)[:, None] < point.model.n_users
+        product = torch.zeros_like(own)
+        for side in (is_user, ~is_user):
+            v = torch.where(side, embedding, 0.0)
+            product += torch.where(side, point.product(v, none, exact=False), 0.0).double()
     squares = own.square().sum(1)
-    curved = (product * own).sum(1) / 2 + point.ridge.double() * squares
+    curved = (product * own).sum(1) + point.ridge.double() * squares
     c = _pooled_ratio(curved, squares, point.degree)
     # Beyond a hundredth of the way off there is nothing left to follow, but for what negative
     # curvature would blow up.
@@ -205,14 +267,23 @@ class Start:
         embedding = self.linearization.model.embedding
         return embedding if self.rows is None else embedding[self.rows]
 
+    @property
+    def free_embedding(self) -> Tensor:
+        """[S, d]: the same with zeros in the frozen coordinates."""
+        return self.linearization.model.free(self.embedding, self.rows)
+
     def restricted(self, rows: Tensor) -> Start:
         """For fewer rows [R], of those of this one."""
-        at = rows if self.rows is None else torch.searchsorted(self.rows, rows)
+        at = self.places(rows)
         whole = self.whole
-        if whole is not None and self.removal.objective.gathers(whole, rows):
+        if whole is not None and self.removal.objective.gathers(whole.adjacency, rows):
             part = GatheredLinearization(whole.model, rows, whole.ridge[rows], whole)
             return Start(self.removal, rows, self.g[at], part, self.gradient[at])
         return Start.of(self.removal, rows, self.linearization.model.dtype, self.g[at])
+
+    def places(self, rows: Tensor) -> Tensor:
+        """[R]: where some of these rows stand among them."""
+        return rows if self.rows is None else torch.searchsorted(self.rows, rows)
 
     @property
     def whole(self) -> Linearization | None:
@@ -245,15 +316,17 @@ class AnchoredObjective:
         self._start = start
         x0 = start.embedding
         mu = own(damping)
-        linear = torch.zeros_like(start.g) if regime is Regime.CONVERGED else start.rho
+        # Differences are taken before they are rounded: they are much smaller than either term.
         if anchor is not None and anchor.linear is not None:
-            linear = own(anchor.linear).double() - mu[:, None] * x0.double()
-        self.linear = linear.to(x0.dtype)
+            linear = own(anchor.linear).double() - mu[:, None] * start.free_embedding.double()
+            self.linear, gradient = linear.to(x0.dtype), start.gradient - linear
+        elif regime is Regime.CONVERGED:
+            self.linear, gradient = torch.zeros_like(x0), start.gradient
+        else:
+            self.linear, gradient = start.rho.to(x0.dtype), -start.g
         self.damping = mu.to(x0.dtype)
         self.x0 = x0
-        # Subtracted before it is rounded: it is much smaller than either.
-        gradient = (start.gradient - linear).to(x0.dtype)
-        self.start = AnchoredPoint(self, start.linearization, x0, gradient)
+        self.start = AnchoredPoint(self, start.linearization, x0, gradient.to(x0.dtype))
 
     def model(self, x: Tensor) -> RecommenderModel:
         """The model whose rows are x [S, d]."""
@@ -264,8 +337,9 @@ class AnchoredObjective:
         if x is self.x0:
             return self.start
         point = self._start.linearization.at(self.model(x))
-        pull = self.damping[:, None] * (x - self.x0)
-        return AnchoredPoint(self, point, x, point.gradient() - self.linear + pull)
+        gradient = point.gradient().sub_(self.linear)
+        gradient.addcmul_(self.damping[:, None], x - self.x0)
+        return AnchoredPoint(self, point, x, gradient)
 
 
 class AnchoredPoint:
@@ -274,7 +348,6 @@ class AnchoredPoint:
     Attributes:
         linearization: Of the retained objective.
         damping: [S] mu.
-        value: Psi, up to a constant.
         gradient: [S, d].
     """
 
@@ -288,9 +361,15 @@ class AnchoredPoint:
         self.linearization = linearization
         self.damping = psi.damping
         self.gradient = gradient
-        step = x - psi.x0
+        self._psi, self._x = psi, x
+
+    @cached_property
+    def value(self) -> float:
+        """Psi, up to a constant."""
+        psi = self._psi
+        step = self._x - psi.x0
         terms = 0.5 * psi.damping[:, None] * step - psi.linear
-        self.value = linearization.value + float(ops.dot(terms, step))
+        return self.linearization.value + float(ops.dot(terms, step))
 
     def hessian(self) -> HessianOperator:
         """The exact Hessian of Psi."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["write_atomic"]
+__all__ = ["sync_folder", "write_atomic"]
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
@@ -45,11 +45,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power failure, where folders can be synced at all."""
+def sync_folder(folder: Path) -> None:
+    """Makes renames in it survive a power failure, where folders can be synced at all."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

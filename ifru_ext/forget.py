@@ -85,6 +85,24 @@ class Forget:
             InputError: The mask has another length, an index or id is out of range, `before` meets
                 data without timestamps, or no or every interaction is selected.
         """
+        mask, n = self.select(data), len(data)
+        selected = int(mask.sum())
+        if selected == 0:
+            raise InputError(f"forget selects no interaction ({self._why_none(data)})")
+        if selected == n:
+            raise InputError(
+                f"forget selects every interaction ({n} of {n}); nothing would be left to learn "
+                "from"
+            )
+        return mask
+
+    def select(self, data: Interactions) -> Tensor:
+        """`resolve`, where none and all are answers too.
+
+        Raises:
+            InputError: The mask has another length, an index or id is out of range, or `before`
+                meets data without timestamps.
+        """
         n, device = len(data), data.user.device
         mask = torch.zeros(n, dtype=torch.bool, device=device)
         if self.interactions is not None:
@@ -100,14 +118,6 @@ class Forget:
                 mask |= named[column]
         if self.before is not None:
             mask |= _older(data, self.before)
-        selected = int(mask.sum())
-        if selected == 0:
-            raise InputError(f"forget selects no interaction ({self._why_none(data)})")
-        if selected == n:
-            raise InputError(
-                f"forget selects every interaction ({n} of {n}); nothing would be left to learn "
-                "from"
-            )
         return mask
 
     def __or__(self, other: Forget) -> Forget:

@@ -330,6 +330,20 @@ class Interactions:
                 other.__dict__[name] = self.__dict__[name]
         return other
 
+    def with_items(self, item: ArrayLike) -> Interactions:
+        """The same rows with other items.
+
+        Args:
+            item: [n] ids in [0, n_items).
+
+        Raises:
+            InputError: Another length, or an id out of range.
+        """
+        ids = as_ids("item", item, below=self.n_items, bound="n_items = ", at="in row")
+        if ids.numel() != len(self):
+            raise InputError(f"item: expected {len(self)} values as in user, got {ids.numel()}")
+        return self._with(item=ids.to(self.user.device))
+
     def to(self, device: torch.device | str) -> Interactions:
         """The same rows on a device, "cpu" or "cuda", and what was computed of them.
 

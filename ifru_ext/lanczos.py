@@ -30,6 +30,7 @@ class LanczosResult:
         num_iters: Steps, the dimension of the Krylov space.
         num_matvecs: Products with the operator.
         change: |x_m - x_(m-1)| / |x_m| of the last step: the error's usual estimate.
+        residual_norm: |b - A x|, by the recurrence: no further product.
         ritz_values: [num_iters] float64, ascending: approximate eigenvalues, the extreme ones
             first. A negative one proves that the operator has negative curvature.
     """
@@ -40,6 +41,7 @@ class LanczosResult:
     num_iters: int
     num_matvecs: int
     change: float
+    residual_norm: float
     ritz_values: Tensor
 
 
@@ -127,7 +129,7 @@ def _lanczos_apply(
     product = product_of(A)
     tridiagonal = torch.zeros(num_steps, num_steps, dtype=torch.float64)
     values = coefficient = torch.zeros(0, dtype=torch.float64)
-    change = math.inf
+    change, beta = math.inf, 0.0
     num_matvecs = 0
     reason = SolveReason.MAXITER
     if rhs_norm == 0:
@@ -169,6 +171,10 @@ def _lanczos_apply(
             tridiagonal[k, k + 1] = tridiagonal[k + 1, k] = beta
             torch.div(w, beta, out=basis[k + 1])
     m = coefficient.shape[0]
+    # b - A x = Q (|b| e_1 - T y) - beta y_m q_(m+1), the basis orthonormal.
+    left = -(tridiagonal[:m, :m] @ coefficient)
+    left[:1] += rhs_norm
+    outside = beta * float(coefficient[-1]) if m else 0.0
     x = (basis[:m].flatten(1).T @ coefficient.to(b)).view(b.shape)
     return LanczosResult(
         x=x,
@@ -177,5 +183,6 @@ def _lanczos_apply(
         num_iters=m,
         num_matvecs=num_matvecs,
         change=change,
+        residual_norm=math.hypot(float(left.norm()), outside) if m else rhs_norm,
         ritz_values=values,
     )

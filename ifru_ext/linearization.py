@@ -91,6 +91,15 @@ class Workspace:
             self._kept[name] = kept
         return kept
 
+    def scattered(self, name: str, x: Tensor, position: Tensor, n_rows: int) -> Tensor:
+        """[S, ...] -> [n_rows, ...], zero where nothing is placed: always the same positions."""
+        kept = self._kept.get(name)
+        if kept is None:
+            with torch.inference_mode(False):
+                kept = torch.zeros(n_rows, *x.shape[1:], dtype=x.dtype, device=x.device)
+            self._kept[name] = kept
+        return kept.index_copy_(0, position, x)
+
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
@@ -103,7 +112,7 @@ class Linearization:
         degree: [N] int64, interactions at each node.
         derivatives: Of the loss.
         features: [N, d], F = P E.
-        loss: [E] in interaction order, or [T] for T triples.
+        loss: [E], each interaction once, or [T] for T triples; as `derivatives` gives it.
         residual: r in stream order, one for each entry of the stream, or [T].
         curvature: w, likewise.
         ridge: [N].
@@ -135,14 +144,23 @@ class Linearization:
     @cached_property
     def value(self) -> float:
         """Phi at the point, accumulated in float64."""
-        loss = float(ops.dot(self.loss, torch.ones_like(self.loss)))
-        return loss + _penalty(self.ridge, self.model.embedding)
+        loss = self.loss
+        if isinstance(self.stream, Stream) and self.stream.each_once:
+            # The blocks follow the number of threads, which the sum must not.
+            loss = self.stream.by_interaction(loss)
+        total = float(ops.dot(loss, torch.ones_like(loss)))
+        return total + _penalty(self.ridge, self.model.free(self.model.embedding))
+
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [N, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen()
 
     def gradient(self) -> Tensor:
         """[N, d]: P G + ridge o E; equation (5)."""
         embedding = self.model.embedding
         if self.model.graph is None:
-            return self._inner_gradient(embedding, self.ridge)
+            return _zeroed(self._inner_gradient(embedding, self.ridge), self.frozen)
         inner = self._inner_gradient(self.features, None)
         return self.model.propagate(inner, self.ridge, embedding)
 
@@ -156,10 +174,9 @@ class Linearization:
         if isinstance(self.stream, Triples):
             t = self.stream
             return t.rowptr, t.neighbor, t.other, t.by_entry(self.curvature), self.features
-        by_interaction = torch.empty_like(self.curvature)
-        by_interaction.index_copy_(0, self.stream.edge.long(), self.curvature)
         a = self.adjacency
-        return a.rowptr, a.neighbor, None, by_interaction.index_select(0, a.edge), self.features
+        curvature = self.stream.by_interaction(self.curvature).index_select(0, a.edge)
+        return a.rowptr, a.neighbor, None, curvature, self.features
 
     def product(
         self,
@@ -173,6 +190,8 @@ class Linearization:
     ) -> Tensor:
         """[N, d]: P C_F P v + diagonal o v; equation (6).
 
+        In frozen coordinates C_F's rows and columns are zero: what is left is the diagonal.
+
         Args:
             v: [N, d]; without a propagation or `storage` also several, [k, N, d].
             diagonal: [N], usually the ridge and a damping.
@@ -182,6 +201,21 @@ class Linearization:
             out: [N, d] for the result; a new tensor by default.
             workspace: For intermediate results; new tensors by default.
         """
+        if self.frozen is not None:
+            free = v.masked_fill(self.frozen, 0)
+            y = self._product(free, diagonal, exact, storage, out, workspace)
+            return _kept_diagonal(y, self.frozen, diagonal, v)
+        return self._product(v, diagonal, exact, storage, out, workspace)
+
+    def _product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        exact: bool,
+        storage: torch.dtype | None,
+        out: Tensor | None,
+        workspace: Workspace | None,
+    ) -> Tensor:
         keep = Workspace() if workspace is None else workspace
         identity = self.model.graph is None
         f, z, inner, scale = self.features, v, out, 1.0
@@ -269,6 +303,11 @@ class RestrictedLinearization(ABC):
     rows: Tensor
     ridge: Tensor
 
+    @cached_property
+    def frozen(self) -> Tensor | None:
+        """Bool [S, d], the model's frozen coordinates; None without any."""
+        return self.model.frozen(self.rows)
+
     @abstractmethod
     def at(self, model: RecommenderModel) -> Self:
         """The same at other embeddings of the same dtype, over the same graph."""
@@ -287,13 +326,23 @@ class RestrictedLinearization(ABC):
         """The curvatures at these rows, as `Linearization.curvature_entries` has them of all."""
 
     @abstractmethod
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: these rows of the product with v; equation (6), as far as the scope goes.
 
         Args:
             v: [S, d].
             diagonal: [S], usually the ridge and a damping.
             exact: The Hessian, else the Gauss-Newton matrix.
+            out: [S, d] for the result; a new tensor by default.
+            workspace: For intermediate results, of these rows alone; new tensors by default.
         """
 
 
@@ -334,16 +383,16 @@ class SlicedLinearization(RestrictedLinearization):
     def value(self) -> float:
         """Of the interactions at T; one between two nodes of T stands in two rows."""
         counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
-        return float(ops.dot(self.loss, counted)) + _penalty(
-            self.ridge, self.model.embedding[self.rows]
-        )
+        own = self.model.free(self.model.embedding[self.rows], self.rows)
+        return float(ops.dot(self.loss, counted)) + _penalty(self.ridge, own)
 
     def gradient(self) -> Tensor:
         """[S, d]: these rows of P G + ridge o E; with scope "local", without walks that leave S."""
         inner = _sum_of_rows(self.part, self.residual, self.features)
         if self.propagation is not None:
             inner = self.propagation.propagate(inner)[self.within]
-        return torch.addcmul(inner, self.ridge[:, None], self.model.embedding[self.rows])
+        own = self.model.embedding[self.rows]
+        return _zeroed(torch.addcmul(inner, self.ridge[:, None], own), self.frozen)
 
     def curvature_entries(self) -> CurvatureEntries:
         """The curvatures at these rows, by node."""
@@ -352,13 +401,28 @@ class SlicedLinearization(RestrictedLinearization):
             self.within, part.rowptr, part.neighbor, None, self.curvature, self.features
         )
 
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: rows S of P C_F P v + diagonal o v; equation (6)."""
-        if self.propagation is None:
-            return self._inner(v, diagonal, exact)
-        z = self.propagation.propagate(_scatter(v, self.within, self.part.rows.shape[0]))
-        y = self.propagation.propagate(self._inner(z, None, exact))[self.within]
-        return torch.addcmul(y, diagonal[:, None], v)
+        if self.frozen is not None:  # of models without a propagation
+            free = v.masked_fill(self.frozen, 0)
+            y = _kept_diagonal(self._inner(free, diagonal, exact), self.frozen, diagonal, v)
+        elif self.propagation is None:
+            y = self._inner(v, diagonal, exact)
+        else:
+            keep = Workspace() if workspace is None else workspace
+            z = keep.scattered("v", v, self.within, self.part.rows.shape[0])
+            z = self.propagation.propagate(z)
+            y = self.propagation.propagate(self._inner(z, None, exact))[self.within]
+            y = y.addcmul_(diagonal[:, None], v)
+        return y if out is None else out.copy_(y)
 
     def _inner(self, z: Tensor, diagonal: Tensor | None, exact: bool) -> Tensor:
         """[T, d]: the block of C_F on T, times z, plus diagonal o z."""
@@ -395,11 +459,26 @@ class GatheredLinearization(RestrictedLinearization):
         """The curvatures at these rows, by node."""
         return _entries_of(self.rows, *self.full.curvature_entries())
 
-    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+    def product(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """[S, d]: these rows of the product with v, zero elsewhere."""
-        n_nodes = self.model.n_nodes
-        v, diagonal = (_scatter(x, self.rows, n_nodes) for x in (v, diagonal))
-        return self.full.product(v, diagonal, exact=exact)[self.rows]
+        keep, n_nodes = Workspace() if workspace is None else workspace, self.model.n_nodes
+        z = keep.scattered("v", v, self.rows, n_nodes)
+        full = self.full.product(
+            z,
+            keep.scattered("diagonal", diagonal, self.rows, n_nodes),
+            exact=exact,
+            out=keep.like("product", z),
+            workspace=keep,
+        )
+        return torch.index_select(full, 0, self.rows, out=out)
 
 
 # Entries of a row that are summed in one go: the sums of longer rows are summed again, so that a
@@ -424,6 +503,16 @@ def _sum_of_rows(part: AdjacencySlice, weight: Tensor, x: Tensor) -> Tensor:
     return x.new_zeros(part.rows.shape[0], x.shape[1]).index_add_(0, row, sums)
 
 
+def _zeroed(gradient: Tensor, frozen: Tensor | None) -> Tensor:
+    """A gradient, in place: nothing depends on what is frozen."""
+    return gradient if frozen is None else gradient.masked_fill_(frozen, 0)
+
+
+def _kept_diagonal(y: Tensor, frozen: Tensor, diagonal: Tensor, v: Tensor) -> Tensor:
+    """The product y, in place, with diagonal o v in the frozen coordinates."""
+    return y.copy_(torch.where(frozen, diagonal[:, None] * v, y))
+
+
 def _penalty(ridge: Tensor, embedding: Tensor) -> float:
     """1/2 sum_n ridge_n |e_n|^2, accumulated in float64."""
     return float(ops.dot(ridge[:, None] * embedding, embedding)) / 2
@@ -444,8 +533,3 @@ def _entries_of(
     at += torch.arange(at.shape[0], device=at.device)
     other = None if other is None else other[at]
     return within, neighbor[at], other, curvature[at], features
-
-
-def _scatter(x: Tensor, position: Tensor, n_rows: int) -> Tensor:
-    """[S, ...] -> [n_rows, ...], zero where nothing is placed."""
-    return x.new_zeros(n_rows, *x.shape[1:]).index_copy(0, position, x)

@@ -13,7 +13,14 @@ from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
 from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
 
-__all__ = ["NewtonResult", "NewtonStep", "Point", "trust_region_newton", "value_rounding"]
+__all__ = [
+    "NewtonResult",
+    "NewtonStep",
+    "Point",
+    "TrustRegion",
+    "trust_region_newton",
+    "value_rounding",
+]
 
 # Standard trust-region constants (Nocedal and Wright, Numerical Optimization, algorithm 4.1).
 _ACCEPT = 1e-4
@@ -24,8 +31,11 @@ _GROW_ABOVE = 0.75
 class Point(Protocol):
     """The objective at one x: what a Newton step needs."""
 
-    value: float
     gradient: Tensor
+
+    @property
+    def value(self) -> float:
+        """What is minimised."""
 
     def hessian(self) -> LinearOperator:
         """The Hessian there, or a stand-in for it."""
@@ -49,6 +59,25 @@ class NewtonStep:
     gradient_norm: float
     radius: float
     accepted: bool
+    num_matvecs: int
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """What the iteration knows beside x: with both it goes on to the same bits.
+
+    Attributes:
+        radius: Of the next step.
+        first_radius: Of the first one.
+        first_norm: Of the gradient at the start.
+        steps: Every outer iteration.
+        num_matvecs: Products with Hessians.
+    """
+
+    radius: float
+    first_radius: float
+    first_norm: float
+    steps: tuple[NewtonStep, ...]
     num_matvecs: int
 
 
@@ -91,6 +120,8 @@ def trust_region_newton(
     radius: float | None = None,
     callback: Callable[[NewtonStep], bool | None] | None = None,
     inner_callback: Callback | None = None,
+    region: TrustRegion | None = None,
+    keep: Callable[[Tensor, TrustRegion], None] | None = None,
 ) -> NewtonResult:
     """Minimises by trust-region Newton steps, each solved by Steihaug's conjugate gradients.
 
@@ -108,6 +139,8 @@ def trust_region_newton(
         callback: Called after every outer iteration; cancels by returning True.
         inner_callback: Called with the iteration and the residual norm of each step's solver, as
             every solver calls its own; by returning True it cancels, and the step is not taken.
+        region: Given together with an x that `keep` was told: the iteration goes on from there.
+        keep: Told x and the rest after every outer iteration.
 
     Returns:
         The last accepted point. Each lowers the value, but for steps whose decrease is below the
@@ -115,12 +148,14 @@ def trust_region_newton(
     """
     point = evaluate(x)
     gradient_norm = norm(point.gradient)
-    first_norm = gradient_norm
     if radius is None:
         radius = 0.1 * norm(x) or 1.0
-    smallest = 1e-3 * torch.finfo(x.dtype).eps * max(radius, 1.0)
+    first_norm, first_radius, num_matvecs = gradient_norm, radius, 0
     steps: list[NewtonStep] = []
-    num_matvecs = 0
+    if region is not None:
+        first_norm, first_radius = region.first_norm, region.first_radius
+        radius, steps, num_matvecs = region.radius, list(region.steps), region.num_matvecs
+    smallest = 1e-3 * torch.finfo(x.dtype).eps * max(first_radius, 1.0)
     hessian: LinearOperator | None = None
     cancelled = False
     while gradient_norm > gtol and len(steps) < max_steps and radius > smallest and not cancelled:
@@ -165,6 +200,8 @@ def trust_region_newton(
             NewtonStep(len(steps) + 1, point.value, gradient_norm, used, accepted, num_matvecs)
         )
         cancelled = callback is not None and bool(callback(steps[-1]))
+        if keep is not None:
+            keep(x, TrustRegion(radius, first_radius, first_norm, tuple(steps), num_matvecs))
     if gradient_norm <= gtol:
         reason = SolveReason.CONVERGED
     elif cancelled:

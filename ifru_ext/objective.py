@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
-from ifru_ext.adjacency import Stream
+from ifru_ext.adjacency import Adjacency, Stream
 from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions, Omitted
@@ -239,8 +239,12 @@ class Objective:
             derivatives = self._of_triples(model.dtype, data, omitted)
         else:
             stream = data.adjacency.stream()
-            ends = data.user, data.item + data.n_users
-            derivatives = self._of_pairs(model.dtype, data, omitted, *ends, stream=stream)
+            if stream.each_once:
+                ends = stream.ends
+                derivatives = self._of_pairs(*(model.dtype, data, omitted), *ends, edge=stream.edge)
+            else:
+                ends = data.user, data.item + data.n_users
+                derivatives = self._of_pairs(model.dtype, data, omitted, *ends, stream=stream)
         features = model.features()
         loss, residual, curvature = derivatives(features)
         return Linearization(
@@ -303,12 +307,11 @@ class Objective:
             curvature=curvature,
         )
 
-    def gathers(self, point: Linearization, rows: Tensor) -> bool:
-        """Whether `linearize` would make all rows, as this point has them, and keep some."""
+    def gathers(self, adjacency: Adjacency, rows: Tensor) -> bool:
+        """Whether `linearize` would make all rows and keep some, for what these rows hold alone."""
         if self.loss is Loss.BPR:
             return True
-        n_entries = int(point.adjacency.degrees(rows).sum())
-        return n_entries > _FULL_ABOVE * point.adjacency.n_interactions
+        return int(adjacency.degrees(rows).sum()) > _FULL_ABOVE * adjacency.n_interactions
 
     def _of_pairs(
         self,

@@ -246,7 +246,9 @@ class _CurvatureOperator:
                 workspace=self._workspace,
             )
         else:
-            out.copy_(self._point.product(v, self._diagonal, exact=self._exact))
+            self._point.product(
+                v, self._diagonal, exact=self._exact, out=out, workspace=self._workspace
+            )
 
     @property
     def ridge(self) -> Tensor:
@@ -260,11 +262,21 @@ class _CurvatureOperator:
         diagonal is scaled by alpha_0^2: P's own diagonal is alpha_0 but for the walks that return,
         and what the neighbours' features add is left out.
         """
-        return ops.ggn_diagonal(*self._scaled_entries(), self._diagonal)
+        diagonal = ops.ggn_diagonal(*self._scaled_entries(), self._diagonal)
+        frozen = self._point.frozen
+        return (
+            diagonal if frozen is None else torch.where(frozen, self._diagonal[:, None], diagonal)
+        )
 
     def diagonal_blocks(self) -> Tensor:
         """[N, d, d] or [S, d, d]: the diagonal blocks, exact where `diagonal` is."""
-        return ops.ggn_blocks(*self._scaled_entries(), self._diagonal)
+        blocks = ops.ggn_blocks(*self._scaled_entries(), self._diagonal)
+        frozen = self._point.frozen
+        if frozen is not None:
+            blocks.masked_fill_(frozen[:, :, None] | frozen[:, None, :], 0)
+            own = blocks.diagonal(dim1=1, dim2=2)
+            own.copy_(torch.where(frozen, self._diagonal[:, None], own))
+        return blocks
 
     def _scaled_entries(self) -> CurvatureEntries:
         rowptr, neighbor, other, curvature, features = self._point.curvature_entries()

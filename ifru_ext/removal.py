@@ -107,7 +107,11 @@ class Removal:
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             embedding = model.embedding.clone()
-            embedding[erased] = _replacement(model, left, erased, how)
+            replacement = _replacement(model, left, erased, how)
+            frozen = model.frozen(erased)
+            if frozen is not None:  # the same in every row: they say nothing about it
+                replacement = torch.where(frozen, embedding[erased], replacement)
+            embedding[erased] = replacement
             start = start.with_embedding(embedding)
         return cls(model, data, objective, omitted, touched, erased, start)
 
@@ -122,6 +126,11 @@ class Removal:
         live = torch.ones(self.model.n_nodes, dtype=torch.bool, device=self.erased.device)
         live[self.erased] = False
         return live
+
+    @property
+    def hop_0(self) -> Tensor:
+        """[k] int64, ascending: the rows of the forgotten interactions that are not erased."""
+        return self.touched[~torch.isin(self.touched, self.erased)]
 
     def forget_gradient(
         self, rows: Tensor | None, spillover: Spillover = Spillover.EXACT
@@ -156,19 +165,25 @@ class Removal:
 
     def _direct(self, rows: Tensor | None) -> Tensor:
         """The gradient of the forgotten interactions, among their own users and items."""
-        data, model = self.data.subset(self.omitted.rows), self.model
-        users, items, part = data.compact()
-        embedding = model.embedding.double()
-        local = MatrixFactorization(embedding[users], embedding[items + model.n_users])
-        # l2 is every row's, whatever interactions there are.
-        objective = dataclasses.replace(self.objective, l2=0.0)
-        gradient = objective.gradient(local, part)
-        nodes = torch.cat([users, items + model.n_users])
+        model = self.model
+        nodes, gradient = self._forgotten
         if rows is None:
             return gradient.new_zeros(model.n_nodes, model.dim).index_copy_(0, nodes, gradient)
         at = torch.searchsorted(rows, nodes).clamp_max_(len(rows) - 1)
         inside = rows[at] == nodes
         return gradient.new_zeros(len(rows), model.dim).index_copy_(0, at[inside], gradient[inside])
+
+    @cached_property
+    def _forgotten(self) -> tuple[Tensor, Tensor]:
+        """[m] node ids and [m, d] float64: the rows of the forgotten interactions' gradient."""
+        model = self.model
+        users, items, part = self.data.subset(self.omitted.rows).compact()
+        nodes = torch.cat([users, items + model.n_users])
+        embedding = model.embedding[nodes].double()
+        local = MatrixFactorization(embedding[: len(users)], embedding[len(users) :])
+        # l2 is every row's, whatever interactions there are.
+        objective = dataclasses.replace(self.objective, l2=0.0)
+        return nodes, model.free(objective.gradient(local, part), nodes)
 
     def _spilled(self) -> Tensor:
         """Bool [n]: the interactions that touch a node that lost enough of its positives."""

@@ -277,7 +277,7 @@ def polish(
     """
     _check_polish(objective, "rtol", rtol, "max_steps", max_steps)
     objective = objective.summed()
-    scale = norm(objective.ridge(data)[:, None] * model.embedding.double())
+    scale = norm(objective.ridge(data)[:, None] * model.free(model.embedding).double())
 
     def report(step: NewtonStep) -> None:
         if callback is not None:

@@ -36,7 +36,7 @@ from ifru_ext.environment import environment
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
-from ifru_ext.minimize import Solution, filter_step, influence_step, newton_steps
+from ifru_ext.minimize import Checkpoint, Solution, filter_step, influence_step, newton_steps
 from ifru_ext.models import RecommenderModel
 from ifru_ext.newton import value_rounding
 from ifru_ext.objective import Objective
@@ -51,6 +51,7 @@ __all__ = [
     "Method",
     "UnlearnReport",
     "UnlearnResult",
+    "certify",
     "implied_ridge",
     "unlearn",
 ]
@@ -81,6 +82,21 @@ class UnlearnResult:
     solve: SolveResult
     report: UnlearnReport
     _undo: _Undo
+
+    @property
+    def data(self) -> Interactions:
+        """The interactions before the request, the forgotten ones among them."""
+        return self._undo.data
+
+    @property
+    def objective(self) -> Objective:
+        """What both models are trained on, as a sum."""
+        return self._undo.objective
+
+    @property
+    def forgotten_rows(self) -> Tensor:
+        """[k] int64, ascending: the positions of the forgotten interactions in `data`."""
+        return self._undo.omitted.rows
 
     @cached_property
     def retained(self) -> Interactions:
@@ -127,6 +143,7 @@ def unlearn(
     anchor: Anchor | None = None,
     validation: Interactions | None = None,
     callback: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> UnlearnResult:
     """Removes interactions from a trained model as if it had been trained without them.
 
@@ -160,11 +177,14 @@ def unlearn(
             1e-3 or as far as the model was trained; of "cg", by default 1e-2, or 0.3 for a model
             stopped early; of the last change by "filter", 1e-2.
         maxiter: Limit on iterations; by default 500 for "cg", 15 for "filter", 50 Newton steps.
-        anchor: For a model that was unlearned before: the `anchor` of that result. It spares the
-            passes over all data that tell how training had ended.
+        anchor: For a model that was unlearned before: the `anchor` of that result. For one that
+            was only trained, `Anchor.of` it, which spares every request the passes over all data
+            that tell how training had ended.
         validation: Held-out rows with labels. The change of the embeddings is then multiplied by
             the strength, of a few between 0.5 and 1.5, whose mean loss on them is the least.
         callback: Called with iteration and residual norm, for newton with step and gradient norm.
+        checkpoint: Where Newton steps keep their state, and go on from after an interruption, to
+            the same result; the caller sees to it that it is of the same request.
 
     Returns:
         The new model and the report. Nothing passed in is changed.
@@ -211,6 +231,7 @@ def unlearn(
                 max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
                 max_matvecs=MAX_MATVECS_AUTO if p.method is Method.AUTO else None,
                 callback=callback,
+                checkpoint=checkpoint,
             )
             if p.method is Method.AUTO:
                 solution = newton_at_a_minimum(newton, start, mu, reasons)
@@ -257,14 +278,8 @@ def unlearn(
     with p.phase("certificate"):
         result = psi.model(x).to(model.dtype)  # checks that it is finite
         undo = _Undo.of(p)
-        residual = ratio(_left(psi, result, start.rows), g_norm)
-        residual_all = None
-        if p.selection is None:
-            residual_all = residual
-        elif p.everything is not None:
-            psi_all = AnchoredObjective(p.everything, mu, p.regime, anchor)
-            residual_all = ratio(_left(psi_all, result, p.everything.rows), norm(p.everything.g))
-        elif _affordable(data, start.rows, solution.solve.num_matvecs):
+        residual, residual_all = _certificate(p, psi, result)
+        if residual_all is None and _affordable(data, start.rows, solution.solve.num_matvecs):
             residual_all = undo.residual_of_all(result)
     p.seconds["total"] = time.perf_counter() - begin
 
@@ -304,6 +319,40 @@ def unlearn(
         environment=environment(model.dtype),
     )
     return UnlearnResult(result, solve, report, undo)
+
+
+def certify(
+    before: RecommenderModel,
+    after: RecommenderModel,
+    data: Interactions,
+    forget: Forget,
+    *,
+    objective: Objective,
+    anchor: Anchor | None = None,
+) -> float:
+    """`UnlearnResult.certify` for two models from disk: the residual over all rows, equation (12).
+
+    Args:
+        before: The model before the request.
+        after: The model after it.
+        data: The rows that `before` stands on.
+        forget: What was forgotten.
+        objective: What the model was trained on.
+        anchor: Of `before`, if that was unlearned itself.
+
+    Raises:
+        ValueError: The models do not fit the data, or the request is wrong.
+    """
+    prepared = prepare(
+        *(before, data, forget, objective),
+        method=Method.INFLUENCE,  # nothing is solved: what the method decides is not looked at
+        influence_only={},
+        pruning=None,
+        damping="auto",
+        erase=Erase.ZERO,  # `after` has its own
+        anchor=anchor,
+    )
+    return _Undo.of(prepared).residual_of_all(after)
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,15 +418,16 @@ class _Undo:
         removal = self.removal(new)
         start = Start.of(removal, rows_of(removal, None)[1])
         psi = AnchoredObjective(start, self.damping, self.regime, self.anchor)
-        return ratio(_left(psi, new, start.rows), norm(start.g))
+        return ratio(norm(_left(psi, new, start.rows)), norm(start.g))
 
     def next_anchor(self, new: RecommenderModel) -> Anchor:
         """The anchor that the new model has, without a trace in the rows erased."""
         live = self.removal(new).live
         damping = torch.where(live, self.damping, 0.0)
         times = None if self.times is None else torch.where(live, self.times, 0.0)
+        known = self.anchor is not None and self.anchor.regime is not None
         linear = None if self.anchor is None else self.anchor.linear
-        if self.anchor is None and self.regime is not Regime.EARLY_STOPPED:
+        if not known and self.regime is not Regime.EARLY_STOPPED:
             linear = self._linear(new, damping)
         if linear is not None:
             linear = torch.where(live[:, None], linear, 0.0)
@@ -392,7 +442,7 @@ class _Undo:
             rho = torch.zeros_like(old.embedding)
         else:
             return None
-        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.embedding)
+        return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.free(old.embedding))
 
 
 def _descending(psi: AnchoredObjective, solution: Solution, reasons: list[str]) -> Solution:
@@ -427,10 +477,25 @@ def _strength(
     return min(_STRENGTHS, key=loss)
 
 
-def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> float:
-    """|gradient of Psi| at a model, over the rows that psi is about."""
+def _certificate(
+    p: Prepared, psi: AnchoredObjective, model: RecommenderModel
+) -> tuple[float, float | None]:
+    """Equation (12) at a model, over the rows of psi and, where all are at hand, over all."""
+    start, everything = p.start, p.everything
+    if p.selection is None or everything is None or psi.x0.dtype != everything.embedding.dtype:
+        residual = ratio(norm(_left(psi, model, start.rows)), norm(start.g))
+        return residual, residual if p.selection is None else None
+    left = _left(
+        AnchoredObjective(everything, p.damping, p.regime, p.anchor), model, everything.rows
+    )
+    own = left if start.rows is None else left[everything.places(start.rows)]
+    return ratio(norm(own), norm(start.g)), ratio(norm(left), norm(everything.g))
+
+
+def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> Tensor:
+    """[S, d]: the gradient of Psi at a model, over the rows that psi is about."""
     x = model.embedding if rows is None else model.embedding[rows]
-    return norm(psi.at(x.to(psi.x0.dtype)).gradient)
+    return psi.at(x.to(psi.x0.dtype)).gradient
 
 
 def _affordable(data: Interactions, rows: Tensor | None, num_matvecs: int) -> bool:

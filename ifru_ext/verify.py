@@ -36,6 +36,7 @@ __all__ = [
     "Check",
     "Comparison",
     "Completeness",
+    "Judge",
     "Quality",
     "Verdict",
     "VerifyReport",
@@ -216,7 +217,12 @@ def membership_auc(
 
 
 def top_k_items(
-    model: RecommenderModel, users: Tensor, k: int, *, exclude: Interactions | None = None
+    model: RecommenderModel,
+    users: Tensor,
+    k: int,
+    *,
+    exclude: Interactions | None = None,
+    among: Tensor | None = None,
 ) -> Tensor:
     """The items of largest score of each user.
 
@@ -225,6 +231,7 @@ def top_k_items(
         users: [m] user ids, ascending and distinct.
         k: Number of items.
         exclude: Rows whose items are not recommended to their user again: the training rows.
+        among: bool [n_items]: the items that may be recommended; all by default.
 
     Returns:
         [m, k] int64 items, best first; -1 where a user has fewer than k items left.
@@ -241,6 +248,8 @@ def top_k_items(
     best = [torch.empty(0, k, dtype=torch.int64)]
     for batch in users.split(max(1, _SCORES // model.n_items)):
         scores = features[batch] @ items
+        if among is not None:
+            scores[:, ~among] = -torch.inf
         if exclude is not None:
             part = exclude.adjacency.slice(batch)
             row = torch.repeat_interleave(torch.arange(len(batch)), part.rowptr.diff())
@@ -619,7 +628,7 @@ def verify(
     retained = data.subset(~forgotten_rows)
     for model in (original, unlearned):
         objective.check(model, retained)
-    judge = _Judge(data.subset(forgotten_rows), retained, test, objective, k, max_users)
+    judge = Judge(data.subset(forgotten_rows), retained, test, objective, k, max_users)
 
     def judged(models: Sequence[RecommenderModel]) -> tuple[list[Quality], Completeness]:
         qualities = judge.qualities([original, unlearned], models)
@@ -675,8 +684,8 @@ def _mean_quality(qualities: Sequence[Quality]) -> Quality:
     return Quality(**means)
 
 
-class _Judge:
-    """The rows that models are measured on."""
+class Judge:
+    """The rows that models are measured on; see `verify` for the arguments."""
 
     def __init__(
         self,

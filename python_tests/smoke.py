@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import resources
 
 import torch
 
@@ -20,6 +21,8 @@ result = unlearn(trained.model, data, Forget(users=[3]), objective=objective)
 assert result.report.n_forgotten > 0
 assert result.report.residual < 1
 assert torch.equal(result.undo().embedding, trained.model.embedding)
+
+assert (resources.files("ifru_ext.report") / "templates/report.html.j2").is_file()
 
 # Without the extra, the command says what to install instead of showing a traceback.
 answer = subprocess.run(

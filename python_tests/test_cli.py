@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ifru_ext
-from ifru_ext import cli, load_model
+from ifru_ext import load_model
 from ifru_ext._native import native
+from ifru_ext.cli import app, demonstration, requests, training
 from ifru_ext.demo import DemoSettings
 from ifru_ext.solvers import SolveReason
 from ifru_ext.unlearning import unlearn
@@ -67,7 +68,10 @@ def test_info_says_what_is_in_use_and_why(ifru):
 def test_help_names_every_command(ifru):
     code, out, _ = ifru("--help")
     assert code == 0
-    for command in ("info", "demo", "train", "unlearn"):
+    for command in (
+        *("train", "import", "plan", "unlearn", "verify", "influence", "undo", "purge", "info"),
+        *("ledger", "demo", "bench"),
+    ):
         assert command in out
 
 
@@ -87,27 +91,13 @@ def test_train_then_unlearn_users_items_and_rows(ifru, tmp_path, ratings, model)
     rows.write_text(
         "\n".join(["user,item", *(x.rsplit(",", 1)[0] for x in ratings.read_text().split()[5:9])])
     )
-    out = tmp_path / "out"
-    code, text, err = ifru(
-        "unlearn",
-        model,
-        ratings,
-        "--users",
-        "u3, u7",
-        "--users",
-        "u9",
-        "--items",
-        "i5",
-        "--rows",
-        rows,
-        "--out",
-        out,
-    )
+    options = ["--users", "u3, u7", "--users", "u9", "--items", "i5", "--request", rows]
+    code, text, err = ifru("unlearn", model, ratings, *options)
     assert code == 0, err
     assert "Forgot" in text
     assert "not a privacy theorem" in " ".join(text.split())
-    before, after = load_model(model), load_model(out)
-    report = json.loads((out / "report.json").read_text())
+    before, after = load_model(model / "v0001"), load_model(model)
+    report = json.loads((model / "latest" / "report.json").read_text())
     assert report["erased_users"] == 3
     assert report["erased_items"] == 1
     named = {tuple(x.split(",")[:2]) for x in ratings.read_text().split()[5:9]}
@@ -121,55 +111,73 @@ def test_train_then_unlearn_users_items_and_rows(ifru, tmp_path, ratings, model)
     assert after.fingerprint != before.fingerprint
 
 
-def test_json_output_is_json(ifru, tmp_path, ratings, model):
-    code, out, _ = ifru(
-        "unlearn", model, ratings, "--users", "u3", "--out", tmp_path / "o", "--json"
-    )
-    assert code == 0
-    assert json.loads(out)["n_forgotten"] > 0
+def test_quiet_and_json(ifru, ratings, model):
+    request = ["unlearn", model, ratings, "--users", "u3"]
+    assert ifru("plan", *request[1:], "--quiet") == (0, "", "")
+    code, out, err = ifru(*request, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    values = json.loads(out)
+    assert values["n_forgotten"] > 0
+    assert (values["version"], values["residual_all"]) == ("v0002", values["residual"])
+    assert values["ledger"] in json.loads(ifru("ledger", "verify", model, "--json")[1]).values()
 
 
 def test_a_plan_writes_nothing(ifru, tmp_path, ratings, model):
-    before = sorted(tmp_path.rglob("*"))
-    code, out, err = ifru("unlearn", model, ratings, "--users", "u3", "--plan", "--hops", 0)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    code, out, err = ifru("plan", model, ratings, "--users", "u3", "--hops", 0)
     assert (code, err) == (0, "")
     assert "Would forget" in out
-    code, out, _ = ifru("unlearn", model, ratings, "--users", "u3", "--plan", "--json")
+    code, out, _ = ifru("plan", model, ratings, "--users", "u3", "--json")
     assert code == 0
     assert json.loads(out)["erased_users"] == 1
-    assert sorted(tmp_path.rglob("*")) == before
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
 def test_a_second_request_goes_by_the_first_one_s_anchor(ifru, tmp_path, ratings, model):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert ifru("unlearn", model, ratings, "--users", "u3", "--out", first)[0] == 0
+    assert ifru("unlearn", model, ratings, "--users", "u3")[0] == 0
     left = tmp_path / "left.csv"
     lines = ratings.read_text().splitlines()
     left.write_text("\n".join(line for line in lines if not line.startswith("u3,")) + "\n")
-    options = ["--items", "i5", "--out", second, "--hops", 1, "--keep", 0.5, "--erase", "mean"]
-    code, _, err = ifru("unlearn", first, left, *options, "--method", "influence")
-    assert (code, err) == (0, "")
-    report = json.loads((second / "report.json").read_text())
-    assert report["method"] == "influence"
-    assert len(report["pruning"]["kept"]) == 2
-    assert report["residual_all"] >= report["residual"]
-    assert any("its anchor says so" in reason for reason in report["reasons"])
-    assert load_model(second).anchor.regime is load_model(first).anchor.regime
+    options = ["--hops", 1, "--keep", 0.5, "--erase", "mean", "--method", "influence"]
+    reports = []
+    for data in (ratings, left):  # with the forgotten rows, and without
+        code, _, err = ifru("unlearn", model, data, "--items", "i5", *options)
+        assert (code, err) == (0, "")
+        reports.append(json.loads((model / "latest" / "report.json").read_text()))
+        assert reports[-1]["method"] == "influence"
+        assert len(reports[-1]["pruning"]["kept"]) == 2
+        assert any("its anchor says so" in reason for reason in reports[-1]["reasons"])
+        assert ifru("undo", model)[0] == 0
+    assert (model / "v0003/model.safetensors").read_bytes() == (
+        model / "v0005/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "--out, --plan: expected one of them, got none"),
-        (["--plan", "--out", "x"], "--out, --plan: expected one of them, got both"),
-        (["--plan", "--keep", 0.5], "--keep: expected together with --hops, got it alone"),
-        (["--plan", "--hops", -1], "hops: expected at least 0, got -1"),
+        (["--keep", 0.5], "--keep: expected together with --hops, got it alone"),
+        (["--hops", -1], "hops: expected at least 0, got -1"),
+        (["--before", "soon"], "--before: expected a number or a date such as 2020-01-31"),
     ],
 )
-def test_options_of_unlearning_that_do_not_go_together(ifru, ratings, model, options, text):
-    code, out, err = ifru("unlearn", model, ratings, "--users", "u3", *options)
+@pytest.mark.parametrize("command", ["plan", "unlearn"])
+def test_options_that_do_not_go_together(ifru, ratings, model, command, options, text):
+    code, out, err = ifru(command, model, ratings, "--users", "u3", *options)
     assert (code, out) == (2, "")
     assert text in err
+
+
+def test_a_residual_that_is_not_reached_is_exit_code_1(ifru, ratings, model):
+    options = ["--users", "u3", "--method", "newton", "--rtol", 1e-12]
+    code, _, err = ifru("unlearn", model, ratings, *options)
+    assert code == 1
+    assert "not converged: a residual of 1e-12 was asked for, and" in err
+    assert json.loads((model / "ledger.jsonl").read_text().splitlines()[-1])["converged"] is False
+    assert (
+        "--rtol: expected a positive number"
+        in ifru("unlearn", model, ratings, "--users", "u4", "--rtol", 0)[2]
+    )
 
 
 def test_ids_are_read_as_csv_is(ifru, tmp_path):
@@ -184,9 +192,9 @@ def test_ids_are_read_as_csv_is(ifru, tmp_path):
     folder = tmp_path / "model"
     assert ifru("train", path, "--out", folder, "--dim", 4, "--epochs", 1)[0] == 0
     options = ["--users", 'plain, "with, comma"', "--users", '" led by a space","a ""quote"""']
-    code, _, err = ifru("unlearn", folder, path, *options, "--out", tmp_path / "out")
+    code, _, err = ifru("unlearn", folder, path, *options)
     assert code == 0, err
-    after = load_model(tmp_path / "out")
+    after = load_model(folder)
     assert not after.model.user_embedding[torch.from_numpy(after.user_ids.encode(ids))].any()
     # The original id of a user who was erased stays: the others keep their numbers.
     assert "plain" in after.user_ids.to_json()
@@ -226,9 +234,9 @@ def test_demo_without_network_says_so_in_one_line_and_goes_on(ifru, tmp_path, mo
     def unavailable(name):
         raise datasets.DatasetUnavailable(f"{name} cannot be downloaded (no network)")
 
-    monkeypatch.setattr(cli.datasets, "load", unavailable)
+    monkeypatch.setattr(demonstration.datasets, "load", unavailable)
     small = datasets.synthetic(200, 150, 5000, seed=0)
-    monkeypatch.setattr(cli.datasets, "synthetic", lambda: small)
+    monkeypatch.setattr(demonstration.datasets, "synthetic", lambda: small)
     code, out, err = ifru("demo", "--out", tmp_path / "demo")
     assert code == 0
     assert err.strip().count("\n") == 0
@@ -311,14 +319,14 @@ def refused(code, out, err, text, folder):
 BAD_REQUESTS = {
     "unknown user": (["--users", "u9999"], "--users: expected ids among the 120 known ones"),
     "unknown item": (["--items", "x"], "--items: expected ids among the 80 known ones"),
-    "nothing": ([], "forget: expected at least one of interactions, users, items and before"),
+    "nothing": ([], "request: expected at least one of --request, --users, --items and --before"),
     "everything": (
         ["--users", ",".join(f"u{k}" for k in range(120))],
         "forget selects every interaction",
     ),
     "an open quote": (["--users", '"u1'], "--users: expected ids separated by commas"),
     "no timestamps": (["--before", "3"], "expected data with timestamps"),
-    "absent rows": (["--rows", "rows.csv"], "that are not in them"),
+    "absent rows": (["--request", "rows.csv"], "that are not in them"),
 }
 
 
@@ -330,76 +338,81 @@ def test_bad_requests(ifru, tmp_path, monkeypatch, ratings, model, case):
     present = set(zip(data.user.tolist(), data.item.tolist(), strict=True))
     absent = next((u, i) for u in range(120) for i in range(80) if (u, i) not in present)
     (tmp_path / "rows.csv").write_text(f"user,item\nu{absent[0]},i{absent[1]}\n")
-    result = ifru("unlearn", model, ratings, *options, "--out", tmp_path / "out")
-    refused(*result, text, tmp_path / "out")
+    unchanged(model, *ifru("unlearn", model, ratings, *options), text)
+
+
+def unchanged(model, code, out, err, text):
+    """One sentence, exit code 2, and the store as `train` left it."""
+    refused(code, out, err, text, model / "v0002")
+    assert os.readlink(model / "latest") == "v0001"
+    assert (model / "ledger.jsonl").read_text().count("\n") == 1
 
 
 def test_a_model_with_nan_is_refused(ifru, tmp_path, ratings, model):
-    path = model / "model.safetensors"
+    path = model / "v0001" / "model.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     tensors["user_embedding"][4, 1] = float("nan")
     save_file(tensors, path, metadata=metadata)
-    result = ifru("unlearn", model, ratings, "--users", "u3", "--out", tmp_path / "out")
-    refused(*result, "expected finite values, got NaN or infinity in row 4", tmp_path / "out")
+    text = "expected the file that the ledger names, got another: it was changed"
+    unchanged(model, *ifru("unlearn", model, ratings, "--users", "u3"), text)
+    text = "expected finite values, got NaN or infinity in row 4"
+    refused(*ifru("import", path.parent, "--out", tmp_path / "n"), text, tmp_path / "n")
 
 
 def test_model_and_data_of_different_sizes_are_refused(ifru, tmp_path, model):
     other = write_csv(tmp_path / "other.csv", make_learnable(1500))
-    result = ifru("unlearn", model, other, "--users", "u3", "--out", tmp_path / "out")
-    refused(
-        *result, "data: expected the interactions that the model was made from", tmp_path / "out"
-    )
-    (tmp_path / "more.csv").write_text("user,item,rating\nnobody,i1,1\nu1,i1,0\n")
-    result = ifru(
-        "unlearn", model, tmp_path / "more.csv", "--users", "u1", "--out", tmp_path / "out"
-    )
-    refused(*result, "got unknown ['nobody']", tmp_path / "out")
+    text = "data: expected the interactions that the model was made from"
+    unchanged(model, *ifru("unlearn", model, other, "--users", "u3"), text)
+    more = tmp_path / "more.csv"
+    more.write_text("user,item,rating\nnobody,i1,1\nu1,i1,0\n")
+    text = "got unknown ['nobody']"
+    unchanged(model, *ifru("unlearn", model, more, "--users", "u1"), text)
 
 
-@pytest.mark.parametrize("command", ["train", "demo", "unlearn"])
+@pytest.mark.parametrize("command", ["train", "demo"])
 @pytest.mark.parametrize("name", ["file", "file/folder"])
 def test_an_unusable_folder_is_refused_before_any_work(
-    ifru, tmp_path, monkeypatch, ratings, model, command, name
+    ifru, tmp_path, monkeypatch, ratings, command, name
 ):
-    for work in ("train", "run_demo", "unlearn"):
-        monkeypatch.setattr(cli, work, lambda *args, **options: pytest.fail("worked"))
+    for module, work in ((training, "train"), (demonstration, "run_demo")):
+        monkeypatch.setattr(module, work, lambda *args, **options: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
-    arguments = {
-        "train": [ratings],
-        "demo": ["--data", ratings],
-        "unlearn": [model, ratings, "--users", "u3"],
-    }[command]
+    arguments = {"train": [ratings], "demo": ["--data", ratings]}[command]
     code, out, err = ifru(command, *arguments, "--out", tmp_path / name)
     assert code == 2
-    assert "--out: expected a folder that can be written to, got" in err
+    assert "expected a folder that can be written to, got" in err
     assert err.strip().count("\n") == 0
     assert (out, (tmp_path / "file").read_text()) == ("", "")
+
+
+def test_training_goes_into_a_store_or_a_new_folder_only(ifru, tmp_path, ratings, model):
+    folder = tmp_path / "used"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    code, _, err = ifru("train", ratings, "--out", folder)
+    assert code == 2
+    assert "expected a store or a new or empty folder, got one with ['notes.txt']" in err
+    assert os.listdir(folder) == ["notes.txt"]
+    assert ifru("train", ratings, "--out", model, "--dim", 2, "--epochs", 1)[0] == 0
+    assert (load_model(model / "v0001").model.dim, load_model(model).model.dim) == (8, 2)
 
 
 def test_a_full_disk_after_the_model_says_so(ifru, tmp_path, monkeypatch, ratings):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(cli, "write_atomic", full)
-    code, out, err = ifru("train", ratings, "--out", tmp_path / "m", "--dim", 2, "--epochs", 1)
+    monkeypatch.setattr(demonstration, "write_atomic", full)
+    code, out, err = ifru("demo", "--data", ratings, "--out", tmp_path / "m")
     assert code == 2
     assert "the model is written, but report.json is not (No space left on device)" in err
     assert err.strip().count("\n") == 0
     assert out == ""
-    assert load_model(tmp_path / "m").model.dim == 2
+    assert load_model(tmp_path / "m").model.dim == DemoSettings().dim
 
 
-def test_training_into_a_used_folder_replaces_its_report(ifru, ratings, model):
-    (model / "report.json").write_text('{"n_forgotten": 5}')
-    assert ifru("train", ratings, "--out", model, "--dim", 2, "--epochs", 1)[0] == 0
-    report = json.loads((model / "report.json").read_text())
-    assert "n_forgotten" not in report
-    assert report["interactions"] == 2000
-
-
-def test_a_model_of_a_failed_solve_is_not_written(ifru, tmp_path, monkeypatch, ratings, model):
+def test_a_model_of_a_failed_solve_is_not_written(ifru, monkeypatch, ratings, model):
     import dataclasses
 
     def failing(*args, **options):
@@ -408,10 +421,10 @@ def test_a_model_of_a_failed_solve_is_not_written(ifru, tmp_path, monkeypatch, r
         report = dataclasses.replace(result.report, solve_reason=reason, residual=float("nan"))
         return dataclasses.replace(result, report=report)
 
-    monkeypatch.setattr(cli, "unlearn", failing)
-    result = ifru("unlearn", model, ratings, "--users", "u3", "--out", tmp_path / "out")
+    monkeypatch.setattr(requests, "unlearn", failing)
+    result = ifru("unlearn", model, ratings, "--users", "u3")
     assert result == (1, "", "the solve met a NaN or infinity; nothing was written\n")
-    assert not (tmp_path / "out").exists()
+    assert not (model / "v0002").exists()
 
 
 @pytest.mark.parametrize(
@@ -434,7 +447,7 @@ def test_what_becomes_of_other_errors(
     def failing(*args, **options):
         raise error
 
-    monkeypatch.setattr(cli, "train", failing)
+    monkeypatch.setattr(training, "train", failing)
     code, out, err = ifru("train", ratings, "--out", tmp_path / "out")
     assert code == expected_code
     assert text in err
@@ -461,7 +474,11 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
 
 def test_json_has_no_nan():
     values = {"a": float("nan"), "b": [1.0, float("inf")], "c": ("x", None, 2)}
-    assert json.loads(cli._json(values)) == {"a": None, "b": [1.0, None], "c": ["x", None, 2]}
+    assert json.loads(app.as_json_bytes(values)) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": ["x", None, 2],
+    }
 
 
 def test_usage_errors_exit_with_2(ifru):
@@ -473,11 +490,37 @@ def test_interruption_exits_with_3(ifru, monkeypatch, ratings, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     code, _, err = ifru("train", ratings, "--out", tmp_path / "out")
     assert code == 3
-    assert "interrupted; no file was left half-written" in err
+    assert "interrupted; no model was written" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_interruption_while_importing_is_no_traceback():
+    script = (
+        "import signal, sys, ifru_command;"
+        "hook = lambda event, args: event == 'import' and args[0] == 'torch'"
+        " and signal.raise_signal(signal.SIGINT);"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.addaudithook(hook);"
+        "sys.exit(ifru_command.main())"
+    )
+    command = [sys.executable, "-c", script, "info"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    text = "interrupted; nothing was changed\n"
+    assert (answer.returncode, answer.stdout, answer.stderr) == (3, "", text)
+
+
+def test_interruption_of_a_request_says_what_is_on_disk(ifru, monkeypatch, ratings, model):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(requests, "unlearn", interrupted)
+    code, _, err = ifru("unlearn", model, ratings, "--users", "u3")
+    assert code == 3
+    text = f"interrupted; nothing was changed: v0001 is the latest version of {model}\n"
+    assert err == text
+    assert load_model(model).model.dim == 8
 
 
 def test_without_the_extra_the_command_says_what_to_install():

@@ -300,7 +300,7 @@ ROWS = "user,item,rating,timestamp\n1,1,5,10\n"
         (ROWS.encode() + b"\xff,1,5,10\n", {}, "data.csv: expected UTF-8 text, got other bytes"),
         (b"us\xe9r,item\n1,1\n", {}, "expected UTF-8 text, got other bytes"),
         (ROWS.encode("utf-16"), {}, "expected UTF-8 text, got other bytes"),
-        ('user,item\n1,"' + "x" * 3_000_000 + "\n", {}, "is not a readable table ("),
+        ('user,item\n1,"' + "x" * 3_000_000 + "\n", {}, "ids of at most 512 characters"),
         # Columns.
         ("who,item\n1,1\n", {}, "user: expected a column 'user' or the name of another, got col"),
         ("1,2,3\n1,1,1\n", {}, "got columns ['1', '2', '3']"),

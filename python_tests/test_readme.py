@@ -24,6 +24,7 @@ def test_the_python_examples_run(capsys):
     assert float(after.split()[-1]) > float(before.split()[-1])
     assert "rows forgotten, residual 0." in summary
     assert len(scope["effects"]) == len(scope["data"])
+    assert "Request 12" in scope["page"]
     assert torch.equal(scope["model_again"].embedding, scope["model"].embedding)
 
 

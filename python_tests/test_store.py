@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from problems import make_problem
 from safetensors.torch import save_file
 
-from ifru_ext import Interactions, load_model, save_model
+from ifru_ext import Forget, Interactions, load_model, save_model, unlearn
 from ifru_ext.anchored import Anchor, Regime
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
 from ifru_ext.io import store
+from ifru_ext.models import BiasedMatrixFactorization
 
 
 def with_ids(data, kind):
@@ -49,22 +51,54 @@ def test_round_trip(tmp_path, kind, ids, dtype):
     assert description["data"]["fingerprint"] == data.fingerprint()
 
 
-@pytest.mark.parametrize("regime", Regime)
+@pytest.mark.parametrize("user_bias", [True, False])
+@pytest.mark.parametrize("item_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_biases_come_back_and_what_is_frozen(tmp_path, user_bias, item_bias, dtype):
+    plain, data, objective = make_problem(dtype=dtype)
+    model = BiasedMatrixFactorization(
+        plain.user_embedding,
+        plain.item_embedding,
+        plain.user_embedding[:, 0] if user_bias else None,
+        plain.item_embedding[:, 0] if item_bias else None,
+        0.1,
+    )
+    save_model(tmp_path, model, objective, data)
+    stored = load_model(tmp_path).model
+    assert type(stored) is BiasedMatrixFactorization
+    assert torch.equal(stored.embedding, model.embedding)
+    assert torch.equal(stored.frozen_columns, model.frozen_columns)
+    erased = unlearn(model, data, Forget(users=[1]), objective=objective).model
+    save_model(tmp_path, erased, objective, data)
+    assert torch.equal(load_model(tmp_path).model.embedding, erased.embedding)
+    changed = model.embedding.clone()
+    changed[2, -1] = 5.0
+    save_model(tmp_path, model.with_embedding(changed), objective, data)
+    with pytest.raises(InputError, match=r"is damaged \(embedding: expected the const"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("regime", [*Regime, None])
 def test_an_anchor_comes_back(tmp_path, regime):
     model, data, objective = make_problem()
     numbers = torch.rand(model.n_nodes, dtype=torch.float64)
-    early = regime is Regime.EARLY_STOPPED
+    early = regime in (Regime.EARLY_STOPPED, None)
+    own_norm = 0.25 if regime is None else None
     linear = torch.rand_like(model.embedding) if regime is Regime.STATIONARY else None
-    anchor = Anchor(regime, numbers, 2 * numbers if early else None, linear)
+    anchor = Anchor(regime, numbers, 2 * numbers if early else None, linear, own_norm)
     save_model(tmp_path, model, objective, data, anchor)
     stored = load_model(tmp_path).anchor
     assert stored.regime is regime
+    assert stored.own_norm == own_norm
     for name in ("damping", "times", "linear"):
         got, expected = (getattr(a, name) for a in (stored, anchor))
         assert (got is None and expected is None) or torch.equal(got, expected)
-    wrong = Anchor(regime, numbers[1:], None, None)
+    wrong = Anchor(regime, numbers[1:], None, None, own_norm)
     with pytest.raises(ValueError, match="anchor: expected shapes"):
         save_model(tmp_path, model, objective, data, wrong)
+    for value in (None, math.nan) if regime is None else (0.5,):
+        with pytest.raises(ValueError, match="anchor: expected a regime or the norm"):
+            Anchor(regime, numbers, None, None, value).check(model)
     save_model(tmp_path, model, objective, data)
     assert load_model(tmp_path).anchor is None
 

@@ -27,10 +27,18 @@ from ifru_ext import (
     train,
     unlearn,
 )
-from ifru_ext.anchored import AnchoredObjective, Regime, Start, implied_ridge, stopping_times
+from ifru_ext.anchored import (
+    Anchor,
+    AnchoredObjective,
+    Regime,
+    Start,
+    implied_ridge,
+    stopping_times,
+)
 from ifru_ext.datasets import synthetic
 from ifru_ext.minimize import newton_steps
 from ifru_ext.removal import Removal, Spillover
+from ifru_ext.solvers import norm
 from ifru_ext.verify import distance
 
 KINDS = ("mf", "lightgcn", "mf bpr", "lightgcn bpr")
@@ -496,6 +504,43 @@ def test_small_requests_in_a_row_end_where_one_does(kind):
         distance(m, retrained, data, objective) for m in (one, many, model)
     )
     assert in_a_row <= max(1.2 * at_once, 1e-3 * before)
+
+
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_an_anchor_made_after_training_spares_a_request_the_same_passes(kind):
+    _, data, _ = make_problem("power_law")
+    objective, forget = Objective(), Forget(interactions=torch.arange(100))
+    model = train(data, objective, kind=kind, dim=8, epochs=3, dtype=torch.float64).model
+    anchor = Anchor.of(model, data, objective)
+    assert anchor.regime is None
+    assert anchor.own_norm == pytest.approx(norm(objective.gradient(model, data)))
+    found = unlearn(model, data, forget, objective=objective)
+    told = unlearn(model, data, forget, objective=objective, anchor=anchor)
+    assert told.report.regime == found.report.regime == "early_stopped"
+    assert told.report.stationarity == pytest.approx(found.report.stationarity)
+    # Without an anchor the curvature is that of the retained rows alone.
+    difference = norm(told.model.embedding - found.model.embedding)
+    assert difference < 0.05 * norm(found.model.embedding - model.embedding)
+    following = told.anchor
+    assert following.regime is Regime.EARLY_STOPPED
+    assert following.own_norm is None
+
+
+def test_an_anchor_made_after_training_leaves_the_regime_to_the_request(trained):
+    model, data, objective = trained
+    assert Anchor.of(model, data, objective).regime is Regime.CONVERGED
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(model.embedding.shape, generator=generator, dtype=model.dtype)
+    near = model.with_embedding(model.embedding + 6e-3 * noise)
+    anchor = Anchor.of(near, data, objective)
+    small, large = Forget(interactions=[0]), Forget(interactions=torch.arange(len(data) // 2))
+    for forget, regime in ((small, "early_stopped"), (large, "stationary")):
+        with_anchor = unlearn(near, data, forget, objective=objective, anchor=anchor)
+        without = unlearn(near, data, forget, objective=objective)
+        assert with_anchor.report.regime == without.report.regime == regime
+    # A damping can still be given: the anchor has none of its own yet.
+    given = unlearn(near, data, small, objective=objective, anchor=anchor, damping=1.0)
+    assert given.report.damping["mean"] == 1.0
 
 
 @pytest.mark.parametrize("kind", ["mf", "lightgcn"])

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ifru_ext.anchored import Anchor
 from ifru_ext.bench.splits import Split, load_split
 from ifru_ext.bench.timing import processor
 from ifru_ext.bench.training import EarlyStopping, train_early_stopped
@@ -171,6 +172,7 @@ CASES = (
 # What `unlearn` is called with.
 METHODS: dict[str, dict[str, Any]] = {
     "auto": {},
+    "newton": {"method": "newton"},
     "influence": {"method": "influence"},
     "pruned": {"pruning": Pruning(hops=0)},
 }
@@ -223,6 +225,7 @@ class UnlearningSettings:
 @dataclass(frozen=True, eq=False)
 class _Trained:
     model: RecommenderModel
+    anchor: Anchor | None
     seconds: float
     cpu_seconds: float
 
@@ -315,7 +318,7 @@ class _Bench:
         rows = []
         for method in self._settings.methods:
             self._tell(f"{self._title}: {name}{' flipped' if flipped else ''}, {method}")
-            result, timing = self._unlearn(original.model, data, forget, method)
+            result, timing = self._unlearn(original, data, forget, method)
             report = verify(
                 result,
                 data,
@@ -349,7 +352,8 @@ class _Bench:
     def _sequential(self) -> dict[str, Any]:
         """1 % of the rows in one request, and in many."""
         train, objective = self._split.train, self._objective
-        original = self._trained(train, _ORIGINAL_SEED).model
+        trained = self._trained(train, _ORIGINAL_SEED)
+        original = trained.model
         rows = self._request("1%").resolve(train).nonzero()[:, 0]
         forgotten = train.subset(rows)
         keep = torch.ones(len(train), dtype=torch.bool)
@@ -362,9 +366,10 @@ class _Bench:
         for method in self._settings.methods:
             self._tell(f"{self._title}: {n_parts} requests in a row, {method}")
             options = {**METHODS[method], "objective": objective}
-            combined = unlearn(original, train, Forget(interactions=rows), **options).model
-            model, data = original, train
-            anchor, number = None, torch.arange(len(train))
+            request = Forget(interactions=rows)
+            combined = unlearn(original, train, request, anchor=trained.anchor, **options).model
+            model, data, anchor = original, train, trained.anchor
+            number = torch.arange(len(train))
             begin = time.perf_counter()
             for part in rows[_permutation(len(rows))].tensor_split(n_parts):
                 mask = torch.isin(number, part)
@@ -412,14 +417,15 @@ class _Bench:
         }
 
     def _unlearn(
-        self, model: RecommenderModel, data: Interactions, forget: Forget, method: str
+        self, trained: _Trained, data: Interactions, forget: Forget, method: str
     ) -> tuple[UnlearnResult, dict[str, float]]:
         """From the request to the written model: medians of a few runs, and the first one alone."""
+        options = {**METHODS[method], "objective": self._objective, "anchor": trained.anchor}
         wall, cpu, write = [], [], []
         with tempfile.TemporaryDirectory(prefix="ifru-bench-") as folder:
             for _ in range(_RUNS):
                 start, start_cpu = time.perf_counter(), time.process_time()
-                result = unlearn(model, data, forget, objective=self._objective, **METHODS[method])
+                result = unlearn(trained.model, data, forget, **options)
                 made = time.perf_counter()
                 save_model(folder, result.model, self._objective, result.retained)
                 end = time.perf_counter()
@@ -451,13 +457,16 @@ class _Bench:
         folder = self._settings.models / f"{self._case.data}-{self._case.name}-{key}"
         if (folder / _TRAINING).is_file():
             stored = json.loads((folder / _TRAINING).read_text())
-            return _Trained(load_model(folder).model, stored["seconds"], stored["cpu_seconds"])
+            kept = load_model(folder)
+            return _Trained(kept.model, kept.anchor, stored["seconds"], stored["cpu_seconds"])
         self._tell(f"{self._title}: training on {len(rows):,} rows, seed {seed}")
         start, start_cpu = time.perf_counter(), time.process_time()
         model = recipe.fit(self._split, rows, seed)
-        trained = _Trained(model, time.perf_counter() - start, time.process_time() - start_cpu)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        anchor = Anchor.of(model, rows, recipe.objective)
+        trained = _Trained(model, anchor, seconds, cpu_seconds)
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(folder, model, recipe.objective, rows)
+        save_model(folder, model, recipe.objective, rows, anchor)
         # Last, as its presence says that the folder is whole.
         stored = {"seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds}
         write_atomic(folder / _TRAINING, (json.dumps({**stored, "of": description})).encode())

@@ -1,1 +1,1 @@
-"""Files: tables of interactions, and models on disk."""
+"""Files: tables of interactions, models on disk, and models that other libraries trained."""

@@ -6,7 +6,7 @@ import csv
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.ids import IdMap, as_id_array
 from ifru_ext.interactions import Interactions
 
-__all__ = ["read_interactions"]
+__all__ = ["Table", "choose_columns", "open_table", "read_interactions"]
 
 _FORMATS = {
     ".csv": "csv",
@@ -27,6 +27,10 @@ _FORMATS = {
     ".pq": "parquet",
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+# Read at a time by each thread: what the allocator keeps of them counts for the memory, too.
+_BLOCK_BYTES = 1 << 18
+_LARGE_BLOCK_BYTES = 1 << 26
+_ROW_TOO_LONG = "straddling object"  # pyarrow's word for a row that is longer than a block
 
 # Compared in lower case, with "-" and " " as "_", without a RecBole type such as ":token".
 _ALIASES = {
@@ -92,14 +96,14 @@ def read_interactions(
     """
     if threshold is not None and not np.isfinite(threshold):
         raise InputError(f"threshold: expected a finite number, got {threshold}")
-    source = _open(Path(path), format, separator)
+    source = open_table(Path(path), format, separator)
     wanted = {"user": user, "item": item, "label": label, "weight": weight, "timestamp": timestamp}
-    columns = _choose_columns(source, wanted)
+    columns = choose_columns(source, wanted)
     if threshold is not None and "label" not in columns:
         raise InputError(
             f"{path}: threshold: expected a column of labels, got columns {listing(source.names)}"
         )
-    table = _Table(source, columns)
+    table = Table(source, columns)
     user_ids, user_index = table.ids("user", user_ids)
     item_ids, item_index = table.ids("item", item_ids)
     labels: npt.NDArray[Any] | None = table.numbers("label")
@@ -137,7 +141,8 @@ class _Source(Protocol):
         """Where a row stands, for an error."""
 
 
-def _open(path: Path, format: str | None, separator: str | None) -> _Source:
+def open_table(path: Path, format: str | None, separator: str | None) -> _Source:
+    """Opens a table and reads its header; the arguments are those of `read_interactions`."""
     if format is None:
         format = _FORMATS.get(path.suffix.lower())
         if format is None:
@@ -160,7 +165,9 @@ def _open(path: Path, format: str | None, separator: str | None) -> _Source:
     except FileNotFoundError:
         raise InputError(f"{path}: expected a file, got a path where there is none") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or _first_line(error)})"
+        ) from None
 
 
 class _TextFile:
@@ -181,10 +188,14 @@ class _TextFile:
         number = text if numbers_as_text else pa.float64()
         # Ids as a dictionary: each text is stored once, and decided on once.
         ids = pa.dictionary(pa.int32(), text)
-        types = {"user": ids, "item": ids, "label": number, "weight": number, "timestamp": text}
-        try:
+        # Times that are no integers are read as text too, and told apart there.
+        time = text if numbers_as_text else pa.int64()
+        types = {"user": ids, "item": ids, "label": number, "weight": number, "timestamp": time}
+
+        def read(block_bytes: int) -> Any:
             return pa_csv.read_csv(
                 self.path,
+                read_options=pa_csv.ReadOptions(block_size=block_bytes),
                 parse_options=pa_csv.ParseOptions(
                     delimiter=self._separator, newlines_in_values=True
                 ),
@@ -194,6 +205,14 @@ class _TextFile:
                     null_values=[],  # else "NA" and "nan" would be no label instead of a bad one
                 ),
             )
+
+        try:
+            try:
+                return read(_BLOCK_BYTES)
+            except pa.ArrowInvalid as error:
+                if _ROW_TOO_LONG not in str(error):
+                    raise
+                return read(_LARGE_BLOCK_BYTES)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({_first_line(error)})") from None
         except pa.ArrowException as error:
@@ -255,7 +274,7 @@ class _ParquetFile:
         return f"row {row}"
 
 
-class _Table:
+class Table:
     """The chosen columns of a file, converted and checked one at a time, each once."""
 
     def __init__(self, source: _Source, columns: Mapping[str, str]) -> None:
@@ -273,22 +292,60 @@ class _Table:
 
     def ids(self, role: str, known: IdMap | None) -> tuple[IdMap, npt.NDArray[np.int64]]:
         """The map and [n] indices of a column of ids."""
+        found = known
+
+        def encode(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            nonlocal found
+            if known is not None:
+                return known.encode(values, name=self._name(role))
+            if isinstance(self._source, _TextFile):
+                values = _as_integers(values)
+            found, index = IdMap.from_values(values)
+            return index
+
+        _, rows = self.distinct(role, encode=encode)
+        assert found is not None
+        return found, rows
+
+    def distinct(
+        self,
+        role: str,
+        *,
+        optional: bool = False,
+        encode: Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]] | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The distinct values [k] of a column of ids, and [n] the place of each row's.
+
+        Args:
+            role: Of the column.
+            optional: Whether a row may have none: its place is then -1.
+            encode: What comes instead of the places, for each of the values.
+        """
         types = self._pa.types
-        column = self._columns.pop(role)
+        column = self._pop(role)
         of = column.type.value_type if types.is_dictionary(column.type) else column.type
         if not (types.is_integer(of) or types.is_string(of) or types.is_large_string(of)):
             raise self._error(role, f"expected integers or strings, got {of}")
-        if column.null_count:
+        if column.null_count and not optional:
             self._refuse(role, column.is_null(), "an id", "none")
         # [n] places in a dictionary of distinct values.
         coded = column if types.is_dictionary(column.type) else column.dictionary_encode()
-        coded = coded.unify_dictionaries().combine_chunks()
-        codes = coded.indices.to_numpy(zero_copy_only=False)
-        # The dictionary of a Parquet file may list values that no row has.
-        used = np.zeros(len(coded.dictionary), dtype=bool)
-        used[codes] = True
-        name = f"{self._source.path}: column {self._names[role]!r}"
-        values = as_id_array(name, coded.dictionary.to_numpy(zero_copy_only=False)[used])
+        chunks = coded.unify_dictionaries().chunks
+        dictionary = chunks[0].dictionary
+
+        def codes(chunk: Any) -> Any:
+            indices = chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices
+            return indices.to_numpy(zero_copy_only=False)
+
+        # The dictionary of a Parquet file may list values that no row has. One place more, for -1.
+        used = np.zeros(len(dictionary) + 1, dtype=bool)
+        for chunk in chunks:
+            used[codes(chunk)] = True
+        used[-1] = False
+        entries = dictionary.to_numpy(zero_copy_only=False)
+        if optional and of in (self._pa.string(), self._pa.large_string()):
+            used[:-1] &= entries != ""
+        values = as_id_array(self._name(role), entries[used[:-1]])
         if values.dtype.kind == "U":
             # A line break in an id is a quote that was left open: the rows up to the next quote,
             # or to the end of the file, are inside.
@@ -297,27 +354,29 @@ class _Table:
                 (np.char.find(values, "\n") >= 0, "several lines"),
             ):
                 if wrong.any():
-                    rows = np.zeros(used.shape, dtype=bool)
-                    rows[used] = wrong
-                    self._refuse(role, rows[codes], "an id", got)
-            if known is None and isinstance(self._source, _TextFile):
-                values = _as_integers(values)
+                    marked = np.zeros(used.shape, dtype=bool)
+                    marked[used] = wrong
+                    self._refuse(
+                        role, np.concatenate([marked[codes(c)] for c in chunks]), "an id", got
+                    )
         place = np.full(used.shape, -1, dtype=np.int64)
-        if known is None:
-            known, place[used] = IdMap.from_values(values)
-        else:
-            place[used] = known.encode(values, name=name)
-        return known, place[codes]
+        place[used] = np.arange(len(values)) if encode is None else encode(values)
+        rows = np.empty(len(column), dtype=np.int64)
+        begin = 0
+        for chunk in chunks:
+            rows[begin : begin + len(chunk)] = place[codes(chunk)]
+            begin += len(chunk)
+        return values, rows
 
     def numbers(self, role: str) -> npt.NDArray[np.float64] | None:
         """[n] the finite numbers of a column; None without the column."""
-        column = self._columns.pop(role, None)
+        column = self._pop(role)
         return None if column is None else self._cast_numbers(role, column)
 
     def times(self, role: str) -> npt.NDArray[np.int64] | npt.NDArray[np.float64] | None:
         """[n] numbers as they are, or dates in seconds since 1970; None without the column."""
         pa = self._pa
-        column = self._columns.pop(role, None)
+        column = self._pop(role)
         if column is None:
             return None
         if column.null_count:
@@ -336,6 +395,11 @@ class _Table:
         seconds: npt.NDArray[np.int64] = microseconds // 1_000_000
         exact = bool((seconds * 1_000_000 == microseconds).all())
         return seconds if exact else microseconds.astype(np.float64) / 1e6
+
+    def _pop(self, role: str) -> Any:
+        """A column, or None; what was read of the ones before is given back to the system."""
+        self._pa.default_memory_pool().release_unused()
+        return self._columns.pop(role, None)
 
     def _parsed_times(self, role: str, column: Any) -> Any:
         """The column as integers, else as floats, else as dates."""
@@ -376,15 +440,20 @@ class _Table:
         place = "" if row is None else f"{self._source.place(row)}: "
         return InputError(f"{self._source.path}: {place}column {self._names[role]!r}: {sentence}")
 
+    def _name(self, role: str) -> str:
+        return f"{self._source.path}: column {self._names[role]!r}"
 
-def _choose_columns(source: _Source, wanted: Mapping[str, str | None]) -> dict[str, str]:
-    """{role: name} of the columns to read."""
+
+def choose_columns(
+    source: _Source, wanted: Mapping[str, str | None], *, optional: bool = False
+) -> dict[str, str]:
+    """{role: name} of the columns to read; those that are optional are left out where missing."""
     chosen: dict[str, str] = {}
     for role, given in wanted.items():
-        required = role in ("user", "item")
+        required = role in ("user", "item") and not optional
         if given == "" and not required:
             continue
-        is_default = given == role if required else given is None
+        is_default = optional or (given == role if required else given is None)
         name = _named_column(source, given) or (_usual_column(source, role) if is_default else None)
         if name is None:
             if is_default and not required:

@@ -34,17 +34,15 @@ inline void axpy_difference(int64_t d, T a, const T* p, const T* q, T* y) {
 
 template <class T, class I>
 bool pairwise_derivatives(const PairwiseDerivativeArgs<T, I>& a, int64_t begin, int64_t end) {
-  for (int64_t t = begin; t < end; ++t) {
+  const auto score_of = [&a](int64_t t, T& margin, T&) {
     const I u = a.user[t], i = a.positive[t], j = a.negative[t];
     if (!in_range(u, a.n_nodes) || !in_range(i, a.n_nodes) || !in_range(j, a.n_nodes)) return false;
-    const LossDerivatives<T> l = pairwise_loss(dot_difference(
-        a.d, a.f + int64_t(u) * a.d, a.f + int64_t(i) * a.d, a.f + int64_t(j) * a.d));
-    const T weight = a.weight == nullptr ? T(1) : a.weight[t];
-    a.value[t] = weight * l.value;
-    a.residual[t] = weight * l.residual;
-    a.curvature[t] = weight * l.curvature;
-  }
-  return true;
+    margin =
+        dot_difference(a.d, a.f + int64_t(u) * a.d, a.f + int64_t(i) * a.d, a.f + int64_t(j) * a.d);
+    return true;
+  };
+  return derivatives_of<T>(a, begin, end, score_of,
+                           [](T margin, T) { return pairwise_loss(margin); });
 }
 
 // The row p - q of D features: a copy in registers, or the places it is read from each time.
