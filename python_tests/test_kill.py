@@ -58,7 +58,9 @@ def prepared(tmp_path_factory, killing):
 
 
 COMMANDS = {
-    "train": lambda data, store: ["train", data, "--out", store, "--dim", 4, "--epochs", 1],
+    "train": lambda data, store: [
+        *("train", data, "--out", store, "--dim", 4, "--epochs", 1, "--no-polish")
+    ],
     "unlearn": lambda data, store: ["unlearn", store, data, "--users", "u7"],
     "unlearn --purge": lambda data, store: ["unlearn", store, data, "--users", "u7", "--purge"],
     "undo": lambda data, store: ["undo", store],

@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ifru_ext.errors import InputError
@@ -71,12 +71,19 @@ def test_tampering_is_found(tmp_path, case):
         Ledger(tmp_path)
 
 
-@settings(deadline=None, max_examples=200)
-@given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_every_changed_bit_is_found(tmp_path_factory, position, bit):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder, and its files."""
     folder = tmp_path_factory.mktemp("ledger")
     made(folder)
-    content = bytearray((folder / "ledger.jsonl").read_bytes())
+    return folder, {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
+@given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_every_changed_bit_is_found(whole, position, bit):
+    folder, files = whole
+    content = bytearray(files[folder / "ledger.jsonl"])
     content[position % len(content)] ^= 1 << bit
     (folder / "ledger.jsonl").write_bytes(content)
     try:

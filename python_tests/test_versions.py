@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -392,26 +393,27 @@ def test_what_began_and_failed_is_taken_back(tmp_path):
 
 
 @pytest.fixture
-def mounted(tmp_path):
+def mounted():
     """Mounts a file system of a given size; skips where that is not allowed."""
-    points = []
+    # Not in pytest's folder, which other runs of pytest clear.
+    point = Path(tempfile.mkdtemp(prefix="ifru-ext-disk-"))
+    mounts = []
 
-    def mount(size, *options):
-        point = tmp_path / f"disk{len(points)}"
-        point.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs"]
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", point]
         try:
-            done = subprocess.run([*command, point], capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             pytest.skip("there is no mount")
         if done.returncode:
             pytest.skip(f"mounting is not allowed: {done.stderr.strip()}")
-        points.append(point)
+        mounts.append(point)
         return point
 
     yield mount
-    for point in points:
-        subprocess.run(["umount", "--lazy", point], check=True)
+    for mounted_point in mounts:
+        subprocess.run(["umount", mounted_point], check=True)
+    point.rmdir()
 
 
 @pytest.mark.parametrize("free", [0, 4096, 40960, 65536])
