@@ -77,16 +77,40 @@ def unlearn_text(report: dict[str, Any]) -> str:
     head += ("on test rows", "MIA", "test AUC", "NDCG@20", "residual", "ms", "times faster")
     head += ("verdict", "one influence step")
     rows, sequential = [], []
+    newton: dict[str, list[dict[str, Any]]] = {}
     for section in report["sections"]:
         name = f"{section['data']}, {section['model']}"
+        newton.setdefault(name, []).extend(
+            m for m in section["methods"] if m["method"] == "newton" and "verification" in m
+        )
         row = next(m for m in section["methods"] if m["method"] == "auto")
         if section["request"] == "sequential":
             sequential.append(_in_a_row(name, section, row))
             continue
         request = f"{section['request']}{' flipped' * section['flipped']}"
         rows.append((name, request, *_cells(row), _one_step(section, row)))
+    notes = [_by_newton(name, found) for name, found in newton.items() if found] + sequential
     return "\n\n".join(
-        part for part in (_table(head, rows), "\n".join(sequential), _unlearn_notes(report)) if part
+        part for part in (_table(head, rows), "\n".join(notes), _unlearn_notes(report)) if part
+    )
+
+
+def _by_newton(name: str, rows: list[dict[str, Any]]) -> str:
+    """The worst of all requests by `method="newton"`."""
+    residual = max(row["unlearning"]["residual"] for row in rows)
+    forget, test = (
+        max(
+            row["verification"]["unlearned"][key] / row["verification"]["original"][key]
+            for row in rows
+        )
+        for key in ("distance_forget", "distance_test")
+    )
+    faster = [row["times_faster_cpu"] for row in rows]
+    return (
+        f'- {name}, `method="newton"`: residual at most {residual:.0e}; of the original\'s |Δp| at '
+        f"most {100 * forget:.2g} % is left on the forgotten rows and {100 * test:.2g} % on the "
+        f"test rows ({len(rows)} requests, {_ratio(min(faster))} to {_ratio(max(faster))} times "
+        "faster)."
     )
 
 

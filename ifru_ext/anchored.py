@@ -163,9 +163,8 @@ def implied_ridge(point: Linearization) -> Tensor:
 
 def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
     """`implied_ridge` of a gradient [N, d] that is known; the embedding without what is frozen."""
-    embedding = embedding.double()
-    pulled = -(gradient.double() * embedding).sum(1)
-    return _pooled_ratio(pulled, embedding.square().sum(1), degree).clamp_min(0.0)
+    pulled = -_row_dots(gradient, embedding)
+    return _pooled_ratio(pulled, _row_dots(embedding, embedding), degree).clamp_min(0.0)
 
 
 def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
@@ -187,22 +186,26 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     """
     embedding = point.model.free(point.model.embedding)
     none = torch.zeros_like(point.ridge)
-    own = embedding.double()
     if point.frozen is None:
-        product = point.product(embedding, none, exact=False).double() / 2
+        product, share = point.product(embedding, none, exact=False), 0.5
     else:
-        is_user = torch.arange(len(own), device=own.device)[:, None] < point.model.n_users
-        product = torch.zeros_like(own)
+        is_user = torch.arange(len(none), device=none.device)[:, None] < point.model.n_users
+        product, share = torch.zeros_like(embedding), 1.0
         for side in (is_user, ~is_user):
             v = torch.where(side, embedding, 0.0)
-            product += torch.where(side, point.product(v, none, exact=False), 0.0).double()
-    squares = own.square().sum(1)
-    curved = (product * own).sum(1) + point.ridge.double() * squares
+            product += torch.where(side, point.product(v, none, exact=False), 0.0)
+    squares = _row_dots(embedding, embedding)
+    curved = share * _row_dots(product, embedding) + point.ridge.double() * squares
     c = _pooled_ratio(curved, squares, point.degree)
     # Beyond a hundredth of the way off there is nothing left to follow, but for what negative
     # curvature would blow up.
     mu = torch.maximum(ridge, 0.01 * c)
     return torch.where(c > 0, torch.log1p(c / mu) / c, torch.where(mu > 0, 1 / mu, 0.0))
+
+
+def _row_dots(x: Tensor, y: Tensor) -> Tensor:
+    """[N] float64: <x_n, y_n>, each in the precision of y: they are pooled."""
+    return (x.to(y.dtype) * y).sum(1).double()
 
 
 def _pooled_ratio(numerator: Tensor, denominator: Tensor, degree: Tensor) -> Tensor:
@@ -256,7 +259,7 @@ class Start:
             point = linearize(model, data, rows, omitted=omitted)
         return cls(removal, rows, g, point, point.gradient().double())
 
-    @property
+    @cached_property
     def rho(self) -> Tensor:
         """[S, d] float64: the gradient of what the model was trained on, at the model."""
         return self.gradient + self.g

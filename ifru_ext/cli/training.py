@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ifru_ext.anchored import Anchor
 from ifru_ext.cli.app import (
     NOT_CONVERGED,
     DataArgument,
@@ -113,7 +114,9 @@ def train_command(
             raise InputError(f"{data}: expected rows that were not forgotten, got none")
         result = _trained(rows, objective, settings, voice)
         kept = {"reading": reading.to_json(), "training": settings}
-        file = encode_model(result.model, objective, rows, settings=kept)
+        # Spares every request the passes over all rows that tell how training ended.
+        anchor = Anchor.of(result.model, rows, objective)
+        file = encode_model(result.model, objective, rows, anchor, kept)
         stationary = None if result.polish is None else result.polish.converged
         summary = {
             "model": str(folder),
