@@ -303,6 +303,10 @@ HOSTILE = {
         lambda f: line_with(f, kind="unlearn", parent="v0004"),
         "line 4: expected a version of an earlier line, got 'v0004'",
     ),
+    "a line of another kind": (
+        lambda f: line_with(f, kind="grow", version="v0001"),
+        "line 4: expected a kind of line that is known",
+    ),
     "a version made twice": (
         lambda f: line_with(f, version="v0001", parent="v0003"),
         "line 4: expected a new version, got 'v0001' once more",

@@ -408,6 +408,8 @@ class ModelStore:
         """Takes in one line of the ledger; names in it become paths, so they are checked."""
         name = checked_version(f"{place}: version", entry.get("version"))
         makes = entry.get("kind") in _MAKES_A_VERSION
+        if not makes and entry.get("kind") != "purge":
+            raise InputError(f"{place}: expected a kind of line that is known, got another")
         if makes and name in self._by_version:
             raise InputError(f"{place}: expected a new version, got {name!r} once more")
         others = [entry.get(key) for key in ("parent", "restores")]
