@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import stat
@@ -423,6 +424,7 @@ def mounted():
         return point
 
     yield mount
+    gc.collect()  # a model that was read may be a map of its file, which keeps the disk busy
     for mounted_point in mounts:
         subprocess.run(["umount", mounted_point], check=True)
     point.rmdir()
