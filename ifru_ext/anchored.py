@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ifru_ext import ops
+from ifru_ext.device import as_device
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import (
@@ -121,6 +122,17 @@ class Anchor:
             return cls(Regime.CONVERGED, damping, None, None)
         damping = pooled_ridge(rho, embedding, point.degree)
         return cls(None, damping, stopping_times(point, damping), None, own)
+
+    def to(self, device: torch.device | str) -> Anchor:
+        """The same on a device, "cpu" or "cuda".
+
+        Raises:
+            InputError: There is no such device.
+        """
+        device = as_device("device", device)
+        optional = self.times, self.linear
+        times, linear = (None if part is None else part.to(device) for part in optional)
+        return Anchor(self.regime, self.damping.to(device), times, linear, self.own_norm)
 
     def check(self, model: RecommenderModel) -> None:
         """Checks that it is of a model of this size.

@@ -242,17 +242,17 @@ def top_k_items(
     k = as_integer("k", k, 1)
     if k > model.n_items:
         raise InputError(f"k: expected at most {model.n_items}, the number of items, got {k}")
-    users = as_ids("users", users, below=model.n_users)
     features = model.features()
+    users = as_ids("users", users, below=model.n_users).to(features.device)
     items = features[model.n_users :].T
-    best = [torch.empty(0, k, dtype=torch.int64)]
+    best = [users.new_empty(0, k)]
     for batch in users.split(max(1, _SCORES // model.n_items)):
         scores = features[batch] @ items
         if among is not None:
             scores[:, ~among] = -torch.inf
         if exclude is not None:
             part = exclude.adjacency.slice(batch)
-            row = torch.repeat_interleave(torch.arange(len(batch)), part.rowptr.diff())
+            row = torch.repeat_interleave(part.rowptr.diff())
             scores[row, part.neighbor.long() - model.n_users] = -torch.inf
         value, item = scores.topk(k, dim=1)
         best.append(torch.where(value == -torch.inf, -1, item))
@@ -278,7 +278,8 @@ def ndcg_at_k(top: Tensor, users: Tensor, test: Interactions) -> float:
     """Mean normalised discounted cumulative gain, gain 1 for a positive; as `recall_at_k`."""
     hit, n_positive = _hits(top, users, test)
     k = hit.shape[1]
-    discount = torch.arange(2, k + 2, dtype=torch.float64).log2().reciprocal()
+    rank = torch.arange(2, k + 2, dtype=torch.float64, device=hit.device)
+    discount = rank.log2().reciprocal()
     ideal = discount.cumsum(0)[n_positive.clamp_max(k) - 1]
     return float(((hit * discount).sum(1) / ideal).mean())
 
@@ -305,8 +306,7 @@ def top_k_overlap(top: Tensor, other: Tensor) -> float:
 
 def touching(data: Interactions, forgotten: Interactions, *, both: bool) -> Tensor:
     """Bool [n]: the rows of `data` whose user or item ("or"), or both ("and"), lost a row."""
-    user = torch.zeros(data.n_users, dtype=torch.bool)
-    item = torch.zeros(data.n_items, dtype=torch.bool)
+    user, item = (torch.zeros(n, dtype=torch.bool, device=data.user.device) for n in data.shape)
     user[forgotten.user] = True
     item[forgotten.item] = True
     of_user, of_item = user[data.user], item[data.item]

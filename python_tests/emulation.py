@@ -126,6 +126,7 @@ class Device(TorchDispatchMode):
             "Stream": Stream,
             "current_stream": Stream,
             "stream": lambda stream: nullcontext(),
+            "synchronize": lambda device=None: None,
             "CUDAGraph": lambda: Graph(self),
             "graph": lambda graph: graph.recorded(),
         }.items():

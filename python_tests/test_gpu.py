@@ -31,6 +31,7 @@ from ifru_ext import (
     train,
     unlearn,
 )
+from ifru_ext.bench.unlearning import CASES, UnlearningSettings, run_unlearning
 
 pytestmark = pytest.mark.gpu
 
@@ -478,3 +479,29 @@ def test_training_runs_on_the_device(kind):
     torch.testing.assert_close(
         here.model.embedding.cpu(), there.model.embedding, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["mf", "lightgcn-stopped"])
+def test_the_benchmark_of_unlearning_runs_on_the_device(name, tmp_path):
+    case = next(case for case in CASES if (case.data, case.name) == ("tiny", name))
+    sections = []
+    for device in map(torch.device, ("cuda", "cpu")):
+        settings = UnlearningSettings(
+            cases=[case],
+            requests=["1-user"],
+            methods=["auto"],
+            seeds=1,
+            models=tmp_path,
+            sequential=0,
+            threads=1,
+            device=device,
+        )
+        report = run_unlearning(settings, lambda _: None, lambda _: None)
+        assert all(section["device"] == device.type for section in report["sections"])
+        sections.append(report["sections"])
+    for here, there in zip(*sections, strict=True):
+        got, expected = here["methods"][0], there["methods"][0]
+        for model in ("original", "unlearned"):
+            for key in ("distance_forget", "distance_test", "forget_loss"):
+                pair = (row["verification"][model][key] for row in (got, expected))
+                assert next(pair) == pytest.approx(next(pair), abs=1e-3)

@@ -127,6 +127,7 @@ def unlearn_command(
         Path, typer.Option(help="Folder for trained models, which are not trained again.")
     ] = Path("build/unlearn-models"),
     path: JsonPath = None,
+    device: Device = "cpu",
 ) -> None:
     """Unlearning against retraining: completeness, quality, and time from request to file.
 
@@ -136,6 +137,7 @@ def unlearn_command(
 
     Example: ifru bench unlearn --data ml-100k --requests 1-user,1% --seeds 2
     """
+    place = as_device("--device", device)
     settings = UnlearningSettings(
         cases=_cases(data),
         requests=_names(requests),
@@ -144,8 +146,9 @@ def unlearn_command(
         models=models,
         sequential=as_integer("--sequential", sequential, 0),
         threads=max(_thread_counts(str(threads), CPU)),
+        device=place,
     )
-    target = _writable(_default_path("unlearn", CPU) if path is None else path)
+    target = _writable(_default_path("unlearn", place) if path is None else path)
     earlier = _sections_of(target, "unlearn") if target.exists() else []
 
     def keep(report: dict[str, Any]) -> None:

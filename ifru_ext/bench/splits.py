@@ -37,6 +37,11 @@ class Split:
     valid: Interactions | None
     test: Interactions
 
+    def to(self, device: torch.device) -> Split:
+        """The same rows on a device."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return Split(self.name, self.train.to(device), valid, self.test.to(device))
+
     @property
     def has_labels(self) -> bool:
         """Whether there are negative rows; else feedback is implicit."""

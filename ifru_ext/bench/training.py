@@ -117,7 +117,9 @@ def train_early_stopped(
 def _initial(
     data: Interactions, settings: EarlyStopping, generator: torch.Generator
 ) -> RecommenderModel:
+    # Drawn on the CPU, as the order of the rows: the same on every device.
     embedding = settings.init_scale * torch.randn(data.n_nodes, settings.dim, generator=generator)
+    embedding = embedding.to(data.user.device)
     user, item = embedding.split([data.n_users, data.n_items])
     if settings.kind == "mf":
         return MatrixFactorization(user, item)
@@ -129,11 +131,15 @@ def _initial(
 _AddGradient = Callable[[Tensor, Tensor], None]
 
 
+def _shuffled(data: Interactions, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(data), generator=generator).to(data.user.device)
+
+
 def _pointwise(
     data: Interactions, epoch: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[_AddGradient]:
     """Binary cross-entropy, equations (2) and (5). A batch touches few rows: no adjacency."""
-    for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+    for rows in _shuffled(data, generator).split(batch_size):
         user, item = data.user[rows], data.item[rows] + data.n_users
         label = data.label[rows]
 
@@ -155,7 +161,7 @@ def _pairwise(
     if data.negative is None:
         raise InputError("negative: expected negatives in the data, got none")
     negative = data.negative[:, epoch % data.n_negatives] + data.n_users
-    for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+    for rows in _shuffled(data, generator).split(batch_size):
         triple = data.user[rows], data.item[rows] + data.n_users, negative[rows]
 
         def add(f: Tensor, out: Tensor, triple: tuple[Tensor, Tensor, Tensor] = triple) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ifru_ext.anchored import Anchor
 from ifru_ext.bench.splits import Split, load_split
-from ifru_ext.bench.timing import processor
+from ifru_ext.bench.timing import CPU, processor
 from ifru_ext.bench.training import EarlyStopping, train_early_stopped
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, listing
@@ -200,6 +200,7 @@ class UnlearningSettings:
         sequential: Number of parts that 1 % of the rows are forgotten in, one after the other; 0
             leaves this out.
         threads: Of torch.
+        device: Where is trained, unlearned and compared.
     """
 
     cases: Sequence[Case]
@@ -209,6 +210,7 @@ class UnlearningSettings:
     models: Path
     sequential: int
     threads: int
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         for option, names, known in (
@@ -256,7 +258,7 @@ def run_unlearning(
         split: Split | None = None
         for case in settings.cases:
             if split is None or split.name != case.data:
-                split = load_split(case.data)
+                split = load_split(case.data).to(settings.device)
             for section in _Bench(case, split, settings, on_progress).sections():
                 report["sections"].append(section)
                 on_section(report)
@@ -297,7 +299,7 @@ class _Bench:
                 start = int(len(train) * (1 - size))
                 return Forget(interactions=torch.arange(start, len(train)))
             return Forget(interactions=_permutation(len(train))[: round(size * len(train))])
-        present = train.user.unique()
+        present = train.user.unique().cpu()
         return Forget(users=present[_permutation(len(present))[:size]])
 
     def _poisoned(self, forget: Forget, flipped: bool) -> Interactions:
@@ -354,7 +356,7 @@ class _Bench:
         train, objective = self._split.train, self._objective
         trained = self._trained(train, _ORIGINAL_SEED)
         original = trained.model
-        rows = self._request("1%").resolve(train).nonzero()[:, 0]
+        rows = self._request("1%").resolve(train).nonzero()[:, 0].cpu()
         forgotten = train.subset(rows)
         keep = torch.ones(len(train), dtype=torch.bool)
         keep[rows] = False
@@ -407,6 +409,7 @@ class _Bench:
             "n_users": data.n_users,
             "n_items": data.n_items,
             "n_interactions": len(data),
+            "device": self._settings.device.type,
             "seeds": self._settings.seeds,
             "environment": {
                 **environment(torch.float32),
@@ -424,9 +427,9 @@ class _Bench:
         wall, cpu, write = [], [], []
         with tempfile.TemporaryDirectory(prefix="ifru-bench-") as folder:
             for _ in range(_RUNS):
-                start, start_cpu = time.perf_counter(), time.process_time()
+                start, start_cpu = self._now(), time.process_time()
                 result = unlearn(trained.model, data, forget, **options)
-                made = time.perf_counter()
+                made = self._now()
                 save_model(folder, result.model, self._objective, result.retained)
                 end = time.perf_counter()
                 wall.append(end - start)
@@ -441,6 +444,12 @@ class _Bench:
             "cpu_seconds": median(cpu),
         }
 
+    def _now(self) -> float:
+        """Seconds, when the device has done what it was given."""
+        if self._settings.device.type == "cuda":
+            torch.cuda.synchronize(self._settings.device)
+        return time.perf_counter()
+
     def _trained(self, rows: Interactions, seed: int) -> _Trained:
         """A model from the folder of models, or trained now and put there."""
         recipe = self._case.recipe
@@ -450,6 +459,7 @@ class _Bench:
                 "rows": rows.fingerprint(),
                 "seed": seed,
                 "threads": self._settings.threads,
+                "device": self._settings.device.type,
             },
             sort_keys=True,
         )
@@ -457,12 +467,14 @@ class _Bench:
         folder = self._settings.models / f"{self._case.data}-{self._case.name}-{key}"
         if (folder / _TRAINING).is_file():
             stored = json.loads((folder / _TRAINING).read_text())
-            kept = load_model(folder)
-            return _Trained(kept.model, kept.anchor, stored["seconds"], stored["cpu_seconds"])
+            kept, device = load_model(folder), self._settings.device
+            anchor = None if kept.anchor is None else kept.anchor.to(device)
+            seconds, cpu_seconds = stored["seconds"], stored["cpu_seconds"]
+            return _Trained(kept.model.to(device), anchor, seconds, cpu_seconds)
         self._tell(f"{self._title}: training on {len(rows):,} rows, seed {seed}")
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = self._now(), time.process_time()
         model = recipe.fit(self._split, rows, seed)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        seconds, cpu_seconds = self._now() - start, time.process_time() - start_cpu
         anchor = Anchor.of(model, rows, recipe.objective)
         trained = _Trained(model, anchor, seconds, cpu_seconds)
         folder.mkdir(parents=True, exist_ok=True)

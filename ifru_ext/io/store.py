@@ -137,9 +137,9 @@ class ModelFile:
 
     def files(self) -> dict[str, bytes]:
         """{name: bytes} of the two files; the same for the same contents."""
-        contiguous = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
         return {
-            TENSORS: save(contiguous, metadata={"ifru_ext": self.text}),
+            TENSORS: save(tensors, metadata={"ifru_ext": self.text}),
             DESCRIPTION: (self.text + "\n").encode(),
         }
 
