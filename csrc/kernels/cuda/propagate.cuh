@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kRowsBlock)
 template <class T, class I>
 void propagate(Propagation<T, I> p, const double* alpha, int64_t n_layers, T* scratch,
                cudaStream_t stream, int64_t max_blocks = kMaxBlocks) {
-  if (p.n_rows == 0 || p.d == 0) return;
+  if (p.n_rows == 0) return;
   const bool full_packs = are_full_packs<T>(p.d, p.x, p.v, p.out, scratch, p.partial);
   const T* ridge = p.ridge;
   dispatch_layout<T>(p.d, full_packs, [&](auto layout) {

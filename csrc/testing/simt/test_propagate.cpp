@@ -189,8 +189,9 @@ void check_all() {
       check_shape<T, I>({ragged, d, n_layers, true});
     }
   }
-  check_shape<T, I>({{0}, 16, 2, true});                            // nothing to gather
-  check_shape<T, I>({{1}, 16, 2, true});                            // its own neighbour
+  check_shape<T, I>({{0}, 16, 2, true});  // nothing to gather
+  check_shape<T, I>({{1}, 16, 2, true});  // its own neighbour
+  check_shape<T, I>({ragged, 0, 2, true});
   check_shape<T, I>({std::vector<int64_t>(300, 2), 16, 1, false});  // more rows than a block has
   check_shape<T, I>({{0, 3000, 1, 2, 0, 700, 1025}, 16, 2, true});  // hubs
   check_shape<T, I>({{2, 1500, 0}, 130, 1, true});
