@@ -1,6 +1,6 @@
 // g++ -fsanitize=thread turns every load and store of a kernel into a call of __tsan_read4 or its
-// like, -fsanitize=alignment,bounds reports to __ubsan_handle_*. The sanitizers' libraries are not
-// linked: these functions are defined here. This file itself is compiled without them.
+// like, -fsanitize=alignment,bounds-strict reports to __ubsan_handle_*. The sanitizers' libraries
+// are not linked: these functions are defined here. This file itself is compiled without them.
 #include "checker.h"
 
 #include <dlfcn.h>

@@ -42,6 +42,10 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
+namespace simt {
+inline cudaStream_t last_stream = nullptr;  // of the latest launch: all run at once, in order
+}
+
 // The launch is over when this returns; what went wrong is the text of the error.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
@@ -55,6 +59,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const Call& c = *static_cast<const Call*>(erased);
     std::apply(c.kernel, c.params);
   };
+  simt::last_stream = config->stream;
   const bool ok = config->dynamicSmemBytes == 0 &&
                   simt::launch(config->gridDim, config->blockDim, {run, &call, sizeof(call)});
   return ok ? cudaSuccess : cudaErrorLaunchFailure;

@@ -32,6 +32,7 @@ namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kMaxBlocks = 1 << 24;  // more would take hours
 
 enum class State { kReady, kAtBarrier, kInCollective, kDone };
 
@@ -295,6 +296,10 @@ bool launch(Dim3 grid, Dim3 block, Call call) {
       grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) {
     scheduler.error =
         "invalid configuration: grid " + text(grid) + ", block " + text(block) + " of threads";
+    return false;
+  }
+  if (n_blocks > kMaxBlocks) {
+    scheduler.error = "too many blocks to emulate: grid " + text(grid);
     return false;
   }
   builtins.grid_dim = grid;

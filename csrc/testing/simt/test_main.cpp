@@ -14,10 +14,10 @@ struct Test {
 
 // The quickest first: a mutant is dropped at its first failure.
 constexpr Test kTests[] = {
-    {"emulation", ifru::test::test_emulation},     {"propagate", ifru::test::test_propagate},
-    {"diagonal", ifru::test::test_diagonal},       {"vector", ifru::test::test_vector},
-    {"derivatives", ifru::test::test_derivatives}, {"pairwise", ifru::test::test_pairwise},
-    {"product", ifru::test::test_product},
+    {"emulation", ifru::test::test_emulation}, {"launch", ifru::test::test_launch},
+    {"propagate", ifru::test::test_propagate}, {"diagonal", ifru::test::test_diagonal},
+    {"vector", ifru::test::test_vector},       {"derivatives", ifru::test::test_derivatives},
+    {"pairwise", ifru::test::test_pairwise},   {"product", ifru::test::test_product},
 };
 
 }  // namespace

@@ -72,7 +72,8 @@ struct Problem {
     DeviceArray<I> neighbor_(neighbor), other_(other), triple_(triple);
     DeviceArray<T> residual_(residual), curvature_(curvature), f_(shifted), z_(z), ridge_(ridge);
     DeviceArray<T> change(std::vector<T>(shape.n_triples, std::numeric_limits<T>::quiet_NaN()));
-    DeviceArray<T> partial(cuda::n_segments(3 * shape.n_triples) * d), out(n_nodes() * d);
+    DeviceArray<T> partial(cuda::n_segments(3 * shape.n_triples) * d);
+    DeviceArray<T> out(std::vector<T>(n_nodes() * d));  // no NaN but what a row is poisoned with
     const bool gradient = product == Product::kGradient;
     const cuda::TripleRows<T, I> rows{
         {rowptr_.data(), partial.data(), n_nodes(), 3 * shape.n_triples, d},
@@ -189,6 +190,24 @@ void check_broken_ids(const Shape& shape, Product product) {
   }
 }
 
+// Ids are bounded, no more: a user's entry may name any node, the first and the last too.
+template <class T, class I>
+void check_any_node(const Shape& shape, Product product) {
+  const Problem<T, I> whole(shape);
+  const int64_t d = shape.d, place = shape.n_triples / 2, row = whole.row_of(place);
+  for (const auto which : {&Problem<T, I>::neighbor, &Problem<T, I>::other}) {
+    for (const int64_t node : {int64_t(0), whole.n_nodes() - 1}) {
+      auto changed = whole;
+      (changed.*which)[place] = static_cast<I>(node);
+      const auto of_row = [&](const auto& all) {
+        return std::vector(all.begin() + row * d, all.begin() + (row + 1) * d);
+      };
+      CHECK(error_of(of_row(changed.run(product)), of_row(changed.expected(product))) <
+            kTolerance<T>);
+    }
+  }
+}
+
 // Ranges that lead out of the arrays poison their rows; what a user's row did not visit, its items.
 template <class T, class I>
 void check_broken_ranges(const Shape& shape, Product product) {
@@ -229,7 +248,10 @@ void check_all() {
   check_shape<T, I>({0, 3, 2, 16, true});
   check_shape<T, I>({10, 3, 2, 0, true});
   for (const int64_t d : {16, 7, 260}) check_unaligned<T, I>({60, 9, 20, d, true});
-  for (const Product product : kProducts) check_broken_ids<T, I>({60, 9, 6, 16, true}, product);
+  for (const Product product : kProducts) {
+    check_any_node<T, I>({60, 9, 6, 16, true}, product);
+    check_broken_ids<T, I>({60, 9, 6, 16, true}, product);
+  }
 }
 
 }  // namespace

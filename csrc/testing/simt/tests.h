@@ -7,6 +7,7 @@
 namespace ifru::test {
 
 void test_emulation();
+void test_launch();
 void test_propagate();
 void test_product();
 void test_vector();
