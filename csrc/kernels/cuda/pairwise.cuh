@@ -11,9 +11,9 @@
 // entry is visited once, in a segment or in its row, and makes its c there. The order of the sums
 // is that of rows.cuh.
 //
-// The host does not know where the users' rows end: a row that ends by entry T is a user's, or an
-// empty one of an item, which is summed like it. What leads out of bounds, or is not an entry of
-// its kind, poisons its row with NaN, and a user's entry also the rows of its items.
+// The host does not know where the users' rows end: a row that ends by entry T and holds any is a
+// user's. What leads out of bounds, or is not an entry of its kind, poisons its row with NaN, and a
+// user's entry also the rows of its items.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ struct TripleRows : RowSet<T> {
   T* out;              // [N, d]
   int64_t n_triples;
 
-  // An entry of an item's row, with the sign of its part in the sum; no triple is -1.
+  // An entry of an item's row, with the sign of its part in the sum; the ids are -1 if it is none.
   struct ItemEntry {
     int64_t user;
     int64_t triple;
@@ -44,15 +44,15 @@ struct TripleRows : RowSet<T> {
   };
 
   __device__ __forceinline__ bool is_users(const RowRange& range) const {
-    return range.valid && range.end <= n_triples;
+    return range.valid && range.begin < n_triples && range.end <= n_triples;
   }
   __device__ __forceinline__ ItemEntry item_entry(int64_t j) const {
     const bool positive = neighbor[j] >= 0;
     const I none = positive ? other[j] : neighbor[j];
     const int64_t user = checked_id(positive ? neighbor[j] : other[j], this->n_rows);
     const int64_t t = j < n_triples ? -1 : checked_id(triple[j - n_triples], n_triples);
-    const bool valid = none == I(-1) && user >= 0;
-    return {user, valid ? t : -1, positive ? T(1) : T(-1)};
+    if (none != I(-1) || user < 0 || t < 0) return {-1, -1, T(NAN)};
+    return {user, t, positive ? T(1) : T(-1)};
   }
   // x_i - x_j; zeros for a negative id.
   template <class Lay>
