@@ -247,14 +247,14 @@ class ModelStore:
             raise InputError(f"{path}: expected 64 hexadecimal digits, got something else")
         return salt
 
-    def requests_in_effect(self) -> dict[str, str]:
-        """{digest: version} of the requests that the current version has honoured."""
-        found: dict[str, str] = {}
+    def requests_in_effect(self) -> dict[str, dict[str, Any]]:
+        """{digest: line of the ledger} of the requests that the current version has honoured."""
+        found: dict[str, dict[str, Any]] = {}
         name: str | None = self.current
         while name is not None:
             entry = self._by_version.get(name, {})
             if entry.get("kind") == "unlearn":
-                found[str(entry.get("request"))] = name
+                found[str(entry.get("request"))] = entry
             following = "restores" if entry.get("kind") == "undo" else "parent"
             name = entry.get(following)
         return found
