@@ -234,7 +234,10 @@ def _split(option: str, texts: list[str]) -> list[str]:
             raise InputError(
                 f"{option}: expected {_IDS_HELP}".rstrip(".") + f", got {text!r:.80}"
             ) from None
-        parts += filter(None, record)
+        found = list(filter(None, record))
+        if not found:  # of a script whose variable was empty, say: nobody would be forgotten
+            raise InputError(f"{option}: expected ids, got {text!r:.80}")
+        parts += found
     return parts
 
 
