@@ -247,6 +247,20 @@ def test_verify_on_held_out_rows(work, run):
     assert "retrained" in page.read_text()
 
 
+@pytest.mark.parametrize("place", ["", "nowhere/page.html"])
+@pytest.mark.parametrize(("command", "option"), [("verify", "--report"), ("influence", "--out")])
+def test_where_no_file_can_be_written_nothing_is_computed(
+    work, run, monkeypatch, command, option, place
+):
+    data, store = work
+    monkeypatch.setattr("ifru_ext.cli.evidence.opened", None)
+    path = data.parent / place
+    needed = ["--eval", data] if command == "influence" else []
+    err = run(command, store, data, *needed, option, path, code=2)
+    expected = f"{option}: expected a file in a folder that can be written to, got {path}"
+    assert err == f"error: {expected}\n"
+
+
 @pytest.mark.parametrize("by", ["row", "user", "item"])
 def test_influence_ranks_by_the_effect(work, run, by):
     data, store = work

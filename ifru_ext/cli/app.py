@@ -43,6 +43,7 @@ __all__ = [
     "app",
     "as_json_bytes",
     "cell",
+    "check_output",
     "checked_settings",
     "err",
     "opened",
@@ -295,6 +296,21 @@ def checked_settings(
     ):
         raise InputError(f"model: settings: expected {name} as `ifru train` keeps it, got others")
     return part
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Refuses, before a long computation and not after it, a file that cannot be written.
+
+    Raises:
+        InputError: It is a folder, or its folder is none that can be written to.
+    """
+    if path is None:
+        return
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(
+            f"{option}: expected a file in a folder that can be written to, got {path}"
+        )
 
 
 @contextmanager
