@@ -184,7 +184,18 @@ def test_the_report_names_users_only_where_it_may(work, run):
         run("unlearn", store, data, "--users", user, *options)
         report = json.loads((store / "latest/report.json").read_text())
         assert bool(report["evidence"]["affected"]) is named
-        assert "<html" in (store / "latest/report.html").read_text()
+        page = (store / "latest/report.html").read_text()
+        assert "<html" in page
+        assert run("ledger", "show", store)["lines"][-1]["request"] in page
+
+
+def test_the_report_has_utility_where_rows_are_given_for_it(work, run):
+    data, store = work
+    values = run("unlearn", store, data, "--users", "u8", "--test", data)
+    assert values["evidence"]["after"]["utility"]["auc"] is not None
+    assert "rows that were not trained on" in (store / "latest/report.html").read_text()
+    nowhere = data.with_name("nowhere.csv")
+    assert str(nowhere) in run("unlearn", store, data, "--users", "u9", "--test", nowhere, code=2)
 
 
 # ---- Evidence -----------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from ifru_ext.cli.app import (
 )
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError
-from ifru_ext.evidence import evidence
+from ifru_ext.evidence import Evidence, evidence
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
@@ -139,6 +139,7 @@ class _Task:
 
     Attributes:
         stored: The current version.
+        reading: How files are read.
         data: What it stands on.
         request: The request.
         digest: Of the request.
@@ -148,6 +149,7 @@ class _Task:
     """
 
     stored: StoredModel
+    reading: Reading
     data: Interactions
     request: Request
     digest: str
@@ -179,7 +181,7 @@ class _Task:
             forget = request.forget(rows)
             if not bool(forget.select(rows).any()):
                 forget, done = None, "the data have no such rows, or they were forgotten before"
-        return cls(stored, rows, request, digest, forget, done, same)
+        return cls(stored, reading, rows, request, digest, forget, done, same)
 
     def say_nothing_to_do(self, voice: Voice, store: ModelStore) -> None:
         self.note_unknown(voice)
@@ -313,6 +315,12 @@ def unlearn_command(
     hops: HopsOption = None,
     keep: KeepOption = 1.0,
     erase: EraseOption = "zero",
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Interactions that the model was not trained on, for utility in the report."
+        ),
+    ] = None,
     list_users: Annotated[
         bool,
         typer.Option(
@@ -362,6 +370,8 @@ def unlearn_command(
                 _purge(store, voice)
             return
         task.note_unknown(voice)
+        ids = task.stored.user_ids, task.stored.item_ids
+        judged_on = None if test is None else task.reading.read(test, *ids)
         bar.show("preparing")
         checkpoint = store.checkpoint(
             {
@@ -397,7 +407,9 @@ def unlearn_command(
         )
         report = final.to_json()
         bar.show("reporting")
-        page = _page(store, task, result, final, report, list_users)
+        found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
+        report.update(evidence=found.to_json(), history=list(result.solve.history))
+        page = _page(store, task, result, final, found)
         line = _write(store, task, result, report, page, erase)
         if purge and final.solve_converged:  # else undoing it is still of use
             _purge(store, voice)
@@ -438,16 +450,13 @@ def _page(
     task: _Task,
     result: UnlearnResult,
     final: UnlearnReport,
-    report: dict[str, Any],
-    list_users: bool,
+    found: Evidence,
 ) -> str:
-    """The report for people; what it measures is added to the other one, `report`."""
+    """The report for people."""
     from ifru_ext.report.page import render  # noqa: PLC0415 (matplotlib takes its time)
 
-    before = task.stored.model
-    found = evidence(before, result, ids=list_users)
-    report.update(evidence=found.to_json(), history=list(result.solve.history))
     facts = {
+        "digest of the request": task.digest,  # by which its line of the ledger is found
         "store": store.folder.resolve().name,
         "made from": store.current,
         "data before": task.stored.fingerprint,
