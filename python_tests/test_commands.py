@@ -314,6 +314,12 @@ def test_info_on_a_store(work, run, ifru):
     assert code == 0
     for text in ("LightGCN(120 users, 80 items, d=6)", "v0002", "ifru undo", values["ledger"]):
         assert text in " ".join(out.split())
+    kept = "Until ifru purge the store holds what was forgotten"
+    assert kept in out
+    run("undo", store)  # what may not be taken back any more may be there all the same
+    assert kept in ifru("info", store)[1]
+    run("purge", store)
+    assert kept not in ifru("info", store)[1]
 
 
 def test_the_ledger_is_checked_against_a_noted_head(work, run):

@@ -336,6 +336,8 @@ def opened(
                 text = f"{folder}: {store.current} is complete and the latest version"
             elif begin:
                 text = f"nothing was changed: {store.current} is the latest version of {folder}"
+                if store.has_checkpoint:
+                    text += "; it keeps the checkpoint from which the same request goes on"
             else:
                 text = "no model was written"
             raise Interrupted(text) from None

@@ -259,6 +259,11 @@ class ModelStore:
             name = entry.get(following)
         return found
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the state of an interrupted request on the current version is kept."""
+        return (self.path(self.current) / _CHECKPOINT).is_file()
+
     def checkpoint(self, solve: Mapping[str, Any]) -> FileCheckpoint:
         """Where a request on the current version keeps its state until it is done.
 
