@@ -149,6 +149,8 @@ OPTIONS = {
     "an unknown user": (["--users", "nobody"], "got unknown ['nobody']"),
     "a user that steers the terminal": (["--users", "\x1b[31mred"], "got unknown ['\\x1b[31mred']"),
     "a user in markup": (["--users", "[red]x[/red]"], "got unknown ['[red]x[/red]']"),
+    "no id": (["--users", ""], "--users: expected ids, got ''"),
+    "nothing but commas": (["--users", "u1", "--items", ", ,"], "--items: expected ids, got ', ,'"),
     "a path as user": (["--users", "../../etc/passwd"], "got unknown ['../../etc/passwd']"),
     "an open quote": (["--users", '"u1'], "--users: expected ids separated by commas"),
     "a NUL": (["--items", "i\0"], "--items|got one with|got unknown"),

@@ -172,8 +172,16 @@ def test_a_residual_that_is_not_reached_is_exit_code_1(ifru, ratings, model):
     options = ["--users", "u3", "--method", "newton", "--rtol", 1e-12]
     code, _, err = ifru("unlearn", model, ratings, *options)
     assert code == 1
-    assert "not converged: a residual of 1e-12 was asked for, and" in err
+    assert "v0002 is not converged: a residual of 1e-12 was asked for, and" in err
     assert json.loads((model / "ledger.jsonl").read_text().splitlines()[-1])["converged"] is False
+    assert json.loads((model / "v0002" / "report.json").read_text())["solve_converged"] is False
+    assert "Not solved as far as asked" in (model / "v0002" / "report.html").read_text()
+    # Once more it is no more converged, and not final.
+    code, out, again = ifru("unlearn", model, ratings, *options, "--purge")
+    assert code == 1
+    assert out.startswith("Nothing to do: v0002 was made by the same request")
+    assert err.strip() in again
+    assert (model / "v0001").is_dir()
     assert (
         "--rtol: expected a positive number"
         in ifru("unlearn", model, ratings, "--users", "u4", "--rtol", 0)[2]

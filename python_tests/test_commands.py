@@ -184,7 +184,18 @@ def test_the_report_names_users_only_where_it_may(work, run):
         run("unlearn", store, data, "--users", user, *options)
         report = json.loads((store / "latest/report.json").read_text())
         assert bool(report["evidence"]["affected"]) is named
-        assert "<html" in (store / "latest/report.html").read_text()
+        page = (store / "latest/report.html").read_text()
+        assert "<html" in page
+        assert run("ledger", "show", store)["lines"][-1]["request"] in page
+
+
+def test_the_report_has_utility_where_rows_are_given_for_it(work, run):
+    data, store = work
+    values = run("unlearn", store, data, "--users", "u8", "--test", data)
+    assert values["evidence"]["after"]["utility"]["auc"] is not None
+    assert "rows that were not trained on" in (store / "latest/report.html").read_text()
+    nowhere = data.with_name("nowhere.csv")
+    assert str(nowhere) in run("unlearn", store, data, "--users", "u9", "--test", nowhere, code=2)
 
 
 # ---- Evidence -----------------------------------------------------------------------------------
@@ -247,6 +258,20 @@ def test_verify_on_held_out_rows(work, run):
     assert "retrained" in page.read_text()
 
 
+@pytest.mark.parametrize("place", ["", "nowhere/page.html"])
+@pytest.mark.parametrize(("command", "option"), [("verify", "--report"), ("influence", "--out")])
+def test_where_no_file_can_be_written_nothing_is_computed(
+    work, run, monkeypatch, command, option, place
+):
+    data, store = work
+    monkeypatch.setattr("ifru_ext.cli.evidence.opened", None)
+    path = data.parent / place
+    needed = ["--eval", data] if command == "influence" else []
+    err = run(command, store, data, *needed, option, path, code=2)
+    expected = f"{option}: expected a file in a folder that can be written to, got {path}"
+    assert err == f"error: {expected}\n"
+
+
 @pytest.mark.parametrize("by", ["row", "user", "item"])
 def test_influence_ranks_by_the_effect(work, run, by):
     data, store = work
@@ -289,6 +314,12 @@ def test_info_on_a_store(work, run, ifru):
     assert code == 0
     for text in ("LightGCN(120 users, 80 items, d=6)", "v0002", "ifru undo", values["ledger"]):
         assert text in " ".join(out.split())
+    kept = "Until ifru purge the store holds what was forgotten"
+    assert kept in out
+    run("undo", store)  # what may not be taken back any more may be there all the same
+    assert kept in ifru("info", store)[1]
+    run("purge", store)
+    assert kept not in ifru("info", store)[1]
 
 
 def test_the_ledger_is_checked_against_a_noted_head(work, run):

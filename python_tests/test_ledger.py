@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -146,6 +147,20 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch, step):
     assert ledger.entries == Ledger(tmp_path).entries
     ledger.append(ENTRIES[2])
     assert Ledger(tmp_path).head == ledger.head
+
+
+@pytest.mark.parametrize("fits", [50, 150, 250])
+def test_a_line_that_fits_in_part_leaves_nothing(tmp_path, fits):
+    ledger = made(tmp_path, 2)
+    before = ledger.path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + fits, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            ledger.append({**ENTRIES[2], "note": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert ledger.path.read_bytes() == before
 
 
 def test_a_link_is_not_written_through(tmp_path):

@@ -114,7 +114,9 @@ def interrupted(ifru, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(requests._Bar, "solving", interrupting)
         patch.setattr(FileCheckpoint.__init__, "__defaults__", (0.0,))
-        assert ifru(*request)[0] == 3
+        code, _, err = ifru(*request)
+        assert code == 3
+        assert f"v0001 is the latest version of {store}; it keeps the checkpoint from which" in err
     assert (store / "v0001" / "checkpoint.safetensors").exists()
     return data, store, request
 

@@ -43,6 +43,7 @@ __all__ = [
     "app",
     "as_json_bytes",
     "cell",
+    "check_output",
     "checked_settings",
     "err",
     "opened",
@@ -297,6 +298,21 @@ def checked_settings(
     return part
 
 
+def check_output(option: str, path: Path | None) -> None:
+    """Refuses, before a long computation and not after it, a file that cannot be written.
+
+    Raises:
+        InputError: It is a folder, or its folder is none that can be written to.
+    """
+    if path is None:
+        return
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(
+            f"{option}: expected a file in a folder that can be written to, got {path}"
+        )
+
+
 @contextmanager
 def opened(
     folder: Path, *, write: bool = False, wait: float = 0.0, create: bool = False
@@ -320,6 +336,8 @@ def opened(
                 text = f"{folder}: {store.current} is complete and the latest version"
             elif begin:
                 text = f"nothing was changed: {store.current} is the latest version of {folder}"
+                if store.has_checkpoint:
+                    text += "; it keeps the checkpoint from which the same request goes on"
             else:
                 text = "no model was written"
             raise Interrupted(text) from None

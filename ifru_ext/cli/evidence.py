@@ -29,6 +29,7 @@ from ifru_ext.cli.app import (
     WaitOption,
     app,
     cell,
+    check_output,
     opened,
 )
 from ifru_ext.cli.requests import REPORT, read_data
@@ -98,6 +99,7 @@ def verify_command(
     """
     voice = Voice(as_json, quiet)
     seeds = as_integer("--seeds", seeds, 1)
+    check_output("--report", page)
     with opened(model, wait=wait) as store:
         after = store.load()
         reading = Reading.given(user_column, item_column, label_column, threshold, after.settings)
@@ -269,6 +271,7 @@ def influence_command(
     """
     voice = Voice(as_json, quiet)
     top = as_integer("--top", top, 0)
+    check_output("--out", output)
     with opened(model, wait=wait) as store:
         stored = store.load()
         reading = Reading.given(user_column, item_column, label_column, threshold, stored.settings)

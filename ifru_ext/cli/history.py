@@ -119,6 +119,7 @@ def info(
                 for entry in versions
             ],
             "can_undo": store.can_undo,
+            "has_checkpoint": store.has_checkpoint,
             "ledger_lines": len(store.ledger.entries),
             "ledger": store.ledger.head,
         }
@@ -133,11 +134,12 @@ def info(
         table.add_row(*(cell(entry[name]) for name in ("version", "kind", "time")), shown)
     voice.say(table)
     voice.say(
-        "The latest request can be taken back (ifru undo); until ifru purge the store holds what "
-        "was forgotten."
+        "The latest request can be taken back (ifru undo)."
         if values["can_undo"]
         else "There is no request to take back."
     )
+    if values["can_undo"] or values["has_checkpoint"] or len(values["versions"]) > 1:
+        voice.say("Until ifru purge the store holds what was forgotten, or was to be.")
     voice.say(f"Ledger: {values['ledger_lines']} lines, head {values['ledger']}")
 
 

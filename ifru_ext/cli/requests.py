@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import typer
@@ -34,7 +35,7 @@ from ifru_ext.cli.app import (
 )
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError
-from ifru_ext.evidence import evidence
+from ifru_ext.evidence import Evidence, evidence
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
@@ -138,19 +139,23 @@ class _Task:
 
     Attributes:
         stored: The current version.
+        reading: How files are read.
         data: What it stands on.
         request: The request.
         digest: Of the request.
         forget: The same on the data; None where nothing is left of it to do.
         done: Why there is nothing to do; else None.
+        same: The line of the ledger of the same request where it is in effect, else None.
     """
 
     stored: StoredModel
+    reading: Reading
     data: Interactions
     request: Request
     digest: str
     forget: Forget | None
     done: str | None
+    same: dict[str, Any] | None
 
     @classmethod
     def of(cls, store: ModelStore, data: Path, asked: _Asked) -> _Task:
@@ -161,11 +166,11 @@ class _Task:
         request = asked.request(known, reading)
         digest = request.digest(known, store.salt)
         forget, done = None, None
-        version = store.requests_in_effect().get(digest)
+        same = store.requests_in_effect().get(digest)
         if request.is_empty:
             done = "no id of the request is known"
-        elif version is not None:
-            done = f"{version} was made by the same request"
+        elif same is not None:
+            done = f"{same['version']} was made by the same request"
         else:
             absent = request.absent_pairs(read)
             if absent and not asked.ignore_unknown:
@@ -176,7 +181,7 @@ class _Task:
             forget = request.forget(rows)
             if not bool(forget.select(rows).any()):
                 forget, done = None, "the data have no such rows, or they were forgotten before"
-        return cls(stored, rows, request, digest, forget, done)
+        return cls(stored, reading, rows, request, digest, forget, done, same)
 
     def say_nothing_to_do(self, voice: Voice, store: ModelStore) -> None:
         self.note_unknown(voice)
@@ -231,7 +236,10 @@ def _split(option: str, texts: list[str]) -> list[str]:
             raise InputError(
                 f"{option}: expected {_IDS_HELP}".rstrip(".") + f", got {text!r:.80}"
             ) from None
-        parts += filter(None, record)
+        found = list(filter(None, record))
+        if not found:  # of a script whose variable was empty, say: nobody would be forgotten
+            raise InputError(f"{option}: expected ids, got {text!r:.80}")
+        parts += found
     return parts
 
 
@@ -307,6 +315,12 @@ def unlearn_command(
     hops: HopsOption = None,
     keep: KeepOption = 1.0,
     erase: EraseOption = "zero",
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Interactions that the model was not trained on, for utility in the report."
+        ),
+    ] = None,
     list_users: Annotated[
         bool,
         typer.Option(
@@ -317,7 +331,8 @@ def unlearn_command(
     purge: Annotated[
         bool,
         typer.Option(
-            "--purge", help="Then remove the older versions: they hold what was forgotten."
+            "--purge",
+            help="Then remove the older versions, which hold what was forgotten, if it converged.",
         ),
     ] = False,
     wait: WaitOption = 0.0,
@@ -349,10 +364,14 @@ def unlearn_command(
         task = _Task.of(store, data, asked)
         if task.forget is None:
             task.say_nothing_to_do(voice, store)
+            if task.same is not None and task.same.get("converged") is False:
+                _not_converged(voice, task.same, purge)
             if purge:
                 _purge(store, voice)
             return
         task.note_unknown(voice)
+        ids = task.stored.user_ids, task.stored.item_ids
+        judged_on = None if test is None else task.reading.read(test, *ids)
         bar.show("preparing")
         checkpoint = store.checkpoint(
             {
@@ -377,14 +396,22 @@ def unlearn_command(
             voice.note(f"went on from Newton step {checkpoint.resumed} of an interrupted run")
         check_solved(result.report)
         bar.show("certifying")
-        # A person waits for the file to be read anyway: the residual over all rows is worth it.
-        report = {**result.report.to_json(), "residual_all": result.certify()}
-        # What was asked for is the residual of the model as it is written, in its own precision.
-        converged = result.solve.converged if rtol is None else result.report.residual <= rtol
+        final = dataclasses.replace(
+            result.report,
+            # A person waits for the file to be read anyway: this residual is worth it.
+            residual_all=result.certify(),
+            # What was asked for is the residual of the model as it is written, in its precision.
+            solve_converged=(
+                result.solve.converged if rtol is None else result.report.residual <= rtol
+            ),
+        )
+        report = final.to_json()
         bar.show("reporting")
-        page = _page(store, task, result, report, list_users)
-        line = _write(store, task, result, report, page, erase, converged)
-        if purge:
+        found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
+        report.update(evidence=found.to_json(), history=list(result.solve.history))
+        page = _page(store, task, result, final, found)
+        line = _write(store, task, result, report, page, erase)
+        if purge and final.solve_converged:  # else undoing it is still of use
             _purge(store, voice)
         head = store.ledger.head
     voice.json(
@@ -394,37 +421,49 @@ def unlearn_command(
         f"Forgot {result.report.n_forgotten} of {len(task.data)} rows in "
         f"{result.report.seconds['total']:.3f} s; written to {model}/{line['version']}"
     )
-    say_solve(voice, result.report, report["residual_all"])
-    if not converged:
-        voice.note(
-            f"not converged: a residual of {result.report.solve_rtol:g} was asked for, and "
-            f"{result.report.residual:.2g} is left; ifru undo takes the step back"
-        )
-        raise typer.Exit(NOT_CONVERGED)
+    say_solve(voice, final)
+    if not final.solve_converged:
+        _not_converged(voice, line, purge)
+
+
+def _not_converged(voice: Voice, line: Mapping[str, Any], purge: bool) -> NoReturn:
+    """Ends the command.
+
+    Args:
+        voice: How it speaks.
+        line: Of the ledger, of the request.
+        purge: Whether the older versions were to be removed.
+
+    Raises:
+        typer.Exit: Always.
+    """
+    kept = "; the older versions are kept: ifru purge removes them" if purge else ""
+    voice.note(
+        f"{line['version']} is not converged: a residual of {line['rtol']:g} was asked for, and "
+        f"{line['residual']:.2g} is left; ifru undo takes the step back{kept}"
+    )
+    raise typer.Exit(NOT_CONVERGED)
 
 
 def _page(
     store: ModelStore,
     task: _Task,
     result: UnlearnResult,
-    report: dict[str, Any],
-    list_users: bool,
+    final: UnlearnReport,
+    found: Evidence,
 ) -> str:
-    """The report for people; what it measures is added to the other one."""
+    """The report for people."""
     from ifru_ext.report.page import render  # noqa: PLC0415 (matplotlib takes its time)
 
-    before = task.stored.model
-    found = evidence(before, result, ids=list_users)
-    report.update(evidence=found.to_json(), history=list(result.solve.history))
     facts = {
+        "digest of the request": task.digest,  # by which its line of the ledger is found
         "store": store.folder.resolve().name,
         "made from": store.current,
         "data before": task.stored.fingerprint,
         "data after": result.retained.fingerprint(),
         "unknown ids left out": task.request.n_unknown,
     }
-    shown = dataclasses.replace(result.report, residual_all=report["residual_all"])
-    return render(shown, found, result.solve.history, facts=facts)
+    return render(final, found, result.solve.history, facts=facts)
 
 
 def _write(
@@ -434,7 +473,6 @@ def _write(
     report: dict[str, Any],
     page: str,
     erase: str,
-    converged: bool,
 ) -> dict[str, Any]:
     """Adds the version; returns its line of the ledger."""
     settings = {**task.stored.settings, "unlearning": {"method": report["method"], "erase": erase}}
@@ -452,7 +490,7 @@ def _write(
         "residual": report["residual"],
         "residual_all": report["residual_all"],
         "rtol": report["solve_rtol"],
-        "converged": converged,
+        "converged": report["solve_converged"],
         "machine": environment(result.model.dtype),
     }
     forgotten = task.data.subset(result.forgotten_rows)
@@ -505,14 +543,14 @@ def check_solved(report: UnlearnReport) -> None:
         raise typer.Exit(NOT_CONVERGED)
 
 
-def say_solve(voice: Voice, report: UnlearnReport, residual_all: float | None = None) -> None:
+def say_solve(voice: Voice, report: UnlearnReport) -> None:
     """How the solve went, for people."""
     steps = "Newton steps" if report.method == "newton" else "iterations"
     voice.say(
         f"Method {report.method}: {report.solve_iterations} {steps}, {report.solve_matvecs} "
         f"products ({report.solve_reason})."
     )
-    everywhere = "" if residual_all is None else f", over all rows {residual_all:.2g}"
+    everywhere = "" if report.residual_all is None else f", over all rows {report.residual_all:.2g}"
     voice.say(
         f"Residual: {report.residual:.2g} of |g| over the {report.n_rows} rows solved for"
         f"{everywhere}. {report.certificate}"

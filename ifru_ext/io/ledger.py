@@ -93,11 +93,13 @@ class Ledger:
         values = {"n": len(self.entries) + 1, "time": now, **entry, "prev": self.head}
         line = json.dumps(values, allow_nan=False, separators=(",", ":")).encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        with os.fdopen(os.open(self.path, flags, 0o644), "ab") as file:
+        # Without a buffer: closing the file would write what a full disk left in it.
+        with os.fdopen(os.open(self.path, flags, 0o644), "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                file.write(line + b"\n")
-                file.flush()
+                rest = memoryview(line + b"\n")
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
                 self.entries.append(values)
                 self.hashes.append(hashlib.sha256(line).hexdigest())

@@ -247,17 +247,22 @@ class ModelStore:
             raise InputError(f"{path}: expected 64 hexadecimal digits, got something else")
         return salt
 
-    def requests_in_effect(self) -> dict[str, str]:
-        """{digest: version} of the requests that the current version has honoured."""
-        found: dict[str, str] = {}
+    def requests_in_effect(self) -> dict[str, dict[str, Any]]:
+        """{digest: line of the ledger} of the requests that the current version has honoured."""
+        found: dict[str, dict[str, Any]] = {}
         name: str | None = self.current
         while name is not None:
             entry = self._by_version.get(name, {})
             if entry.get("kind") == "unlearn":
-                found[str(entry.get("request"))] = name
+                found[str(entry.get("request"))] = entry
             following = "restores" if entry.get("kind") == "undo" else "parent"
             name = entry.get(following)
         return found
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the state of an interrupted request on the current version is kept."""
+        return (self.path(self.current) / _CHECKPOINT).is_file()
 
     def checkpoint(self, solve: Mapping[str, Any]) -> FileCheckpoint:
         """Where a request on the current version keeps its state until it is done.
