@@ -513,13 +513,19 @@ def _check_usable(folder: Path) -> None:
 
 
 def _write_salt(folder: Path) -> None:
+    """Begins a store in a folder that is locked; where that fails it is empty again."""
     temporary = folder / f"{_TEMPORARY}{_SALT}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-        file.write(f"{secrets.token_hex(_SALT_BYTES)}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(folder / _SALT)
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(f"{secrets.token_hex(_SALT_BYTES)}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / _SALT)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        (folder / _LOCK).unlink(missing_ok=True)
+        raise
     sync_folder(folder)
 
 
