@@ -194,6 +194,27 @@ class ModelStore:
             )
         return ModelFile.read(path)
 
+    def check(self, version: str) -> None:
+        """Compares a version's model, reports and what else belongs to it with the ledger.
+
+        Raises:
+            InputError: A file is not the one that the ledger names, or is missing. What leads back
+                may be: a purge removes it.
+        """
+        self.file(version)
+        listed = self._by_version[version].get("files")
+        missing = dict(listed) if isinstance(listed, dict) else {}
+        # No path is made of what stands in the ledger.
+        for path in sorted(self.path(version).iterdir()):
+            expected = missing.pop(path.name, None)
+            if expected is not None and fingerprint(path.read_bytes()) != expected:
+                raise InputError(
+                    f"{path}: expected the file that the ledger names, got another: it was changed"
+                )
+        missing.pop(_DELTA, None)
+        if missing:
+            raise InputError(f"{self.path(version)}: expected {listing(missing)}, got none")
+
     def before(self) -> tuple[str, ModelFile, Digests]:
         """What the current version came from: its name, its file, and the rows forgotten since.
 
@@ -314,6 +335,11 @@ class ModelStore:
                             "version": name,
                             "model_before": self.entry["model"] if self.ledger.entries else None,
                             "model": fingerprint(contents[TENSORS]),
+                            "files": {
+                                part: fingerprint(content)
+                                for part, content in contents.items()
+                                if part != TENSORS
+                            },
                         }
                     )
                 except BaseException:
