@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -419,6 +420,26 @@ def test_a_disk_without_room_for_a_store_is_left_as_it_was(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_cannot_be_moved_does_not_undo_what_is_complete(store, monkeypatch):
+    folder, _ = store
+    replace = Path.replace
+
+    def failing(path, target):
+        if Path(target).name == "latest":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(path, target)
+
+    latest = os.readlink(folder / "latest")
+    with ModelStore.open(folder, write=True) as opened, monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(OSError, match="is complete; the next command that writes moves latest"):
+            opened.undo({}, {})
+        added = opened.current
+    assert os.readlink(folder / "latest") == latest != added
+    with ModelStore.open(folder, write=True):
+        assert os.readlink(folder / "latest") == added
 
 
 # ---- Full disks and folders that cannot be written to ----------------------------------------

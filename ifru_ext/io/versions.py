@@ -309,7 +309,8 @@ class ModelStore:
             The line of the ledger.
 
         Raises:
-            OSError: The disk is full or cannot be written to. Nothing was changed.
+            OSError: The disk is full or cannot be written to. Nothing was changed, unless the text
+                says that the version is complete.
         """
         contents = {**file.files(), **files}
         name = f"v{1 + max([0, *(int(v[1:]) for v in self._by_version)]):04}"
@@ -357,7 +358,7 @@ class ModelStore:
                 shutil.rmtree(temporary, ignore_errors=True)
                 link.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                self._nothing_changed(error)
+                self._raise_with_what_is_kept(error, added=name in self._by_version)
             raise
         return line
 
@@ -508,8 +509,11 @@ class ModelStore:
             path = path.rename(self.folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
         shutil.rmtree(path)
 
-    def _nothing_changed(self, error: OSError) -> NoReturn:
-        kept = f"; {self.current} is as it was" if self.ledger.entries else "; nothing was kept"
+    def _raise_with_what_is_kept(self, error: OSError, *, added: bool) -> NoReturn:
+        if added:
+            kept = f"; {self.current} is complete; the next command that writes moves {LATEST}"
+        else:
+            kept = f"; {self.current} is as it was" if self.ledger.entries else "; nothing was kept"
         raise OSError(error.errno, f"{error.strerror or error}{kept}", str(self.folder)) from error
 
 
