@@ -338,6 +338,26 @@ def test_the_ledger_is_checked_against_a_noted_head(work, run):
     assert "among its lines' hashes" in run("ledger", "verify", store, "--head", head, code=2)
 
 
+@pytest.mark.parametrize(
+    "name", ["report.html", "report.json", "model.json", "forgotten.safetensors"]
+)
+def test_a_file_that_is_not_the_ledger_s_is_found(work, run, name):
+    _, store = work
+    path = store / "v0002" / name
+    run("ledger", "verify", store)
+    path.write_bytes(path.read_bytes() + b" ")
+    assert f"{path}: expected the file that" in run("ledger", "verify", store, code=2)
+    path.unlink()
+    assert f"{store}/v0002: expected ['{name}'], got none" in run("ledger", "verify", store, code=2)
+
+
+def test_a_purged_delta_is_not_missed(work, run):
+    _, store = work
+    run("purge", store)
+    assert not (store / "v0002" / "delta.safetensors").exists()
+    run("ledger", "verify", store)
+
+
 def test_the_ledger_says_what_was_done(work, run, ifru):
     _, store = work
     lines = run("ledger", "show", store)["lines"]

@@ -104,6 +104,13 @@ def test_a_changed_head_is_found(tmp_path, head):
         Ledger(tmp_path)
 
 
+def test_a_missing_head_is_found(tmp_path):
+    made(tmp_path)
+    (tmp_path / "ledger.head").unlink()
+    with pytest.raises(InputError, match=r"got 4: ledger\.head is missing"):
+        Ledger(tmp_path)
+
+
 def test_a_line_that_a_kill_tore_is_repaired(tmp_path):
     whole = made(tmp_path)
     with (tmp_path / "ledger.jsonl").open("ab") as file:

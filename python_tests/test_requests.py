@@ -76,6 +76,28 @@ def test_parquet(tmp_path):
     assert shown(Request.read(tmp_path / "r.parquet", KNOWN)) == (["u1"], [5], [("7", 3)])
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("user,movei\nu1,5\n", "users are meant"),
+        ("itm,uid,item\n3,u1,5\n", None),
+        ("who,item\nu1,5\n", "items are meant"),
+        ("user\nu1\n", None),
+    ],
+)
+def test_a_column_that_may_have_been_meant_is_said(tmp_path, text, other):
+    request = Request.read(write(tmp_path / "r.csv", text), KNOWN) | Request.of(KNOWN, users=["7"])
+    assert len(request.notes) == (other is not None)
+    if other:
+        assert f"all rows of these {other}" in request.notes[0]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"users": []}', '{"before": null}'])
+def test_json_that_names_nothing_is_refused(tmp_path, text):
+    with pytest.raises(InputError, match="expected something to forget, got nothing"):
+        Request.read(write(tmp_path / "r.json", text), KNOWN)
+
+
 def test_before_in_json(tmp_path):
     for value, expected in ((5, 5), ("2001-09-09T01:46:40Z", 10**9), (2.5, 2.5)):
         assert Request.read(write(tmp_path / "b.json", {"before": value}), KNOWN).before == expected
@@ -98,7 +120,9 @@ def test_times(text, expected):
     assert isinstance(time, type(expected))
 
 
-@pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "1e999", "2020-13-01", "9" * 400])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "nan", "inf", "1e999", "2020-13-01", "9" * 400, "1e300"]
+)
 def test_what_is_no_time(text):
     with pytest.raises(InputError, match="--before: expected a number or a date"):
         parse_time("--before", text)

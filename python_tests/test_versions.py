@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -237,6 +239,12 @@ def test_waiting_for_another(tmp_path):
     holder.join()
 
 
+@pytest.mark.parametrize("wait", [-1.0, float("nan")])
+def test_what_is_no_time_to_wait(tmp_path, wait):
+    with pytest.raises(InputError, match="--wait: expected a number >= 0"):
+        locked(tmp_path / "lock", shared=False, wait=wait).__enter__()
+
+
 def test_a_lock_that_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
     path, flock = tmp_path / "lock", fcntl.flock
     inodes = []
@@ -401,6 +409,37 @@ def test_what_began_and_failed_is_taken_back(tmp_path):
     with pytest.raises(RuntimeError):
         failing(tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_disk_without_room_for_a_store_is_left_as_it_was(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+    try:
+        with pytest.raises(InputError, match="expected a folder that can be written to, got File"):
+            ModelStore.create(tmp_path / "a" / "b").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_cannot_be_moved_does_not_undo_what_is_complete(store, monkeypatch):
+    folder, _ = store
+    replace = Path.replace
+
+    def failing(path, target):
+        if Path(target).name == "latest":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(path, target)
+
+    latest = os.readlink(folder / "latest")
+    with ModelStore.open(folder, write=True) as opened, monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(OSError, match="is complete; the next command that writes moves latest"):
+            opened.undo({}, {})
+        added = opened.current
+    assert os.readlink(folder / "latest") == latest != added
+    with ModelStore.open(folder, write=True):
+        assert os.readlink(folder / "latest") == added
 
 
 # ---- Full disks and folders that cannot be written to ----------------------------------------

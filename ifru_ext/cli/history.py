@@ -187,7 +187,7 @@ def ledger_verify(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Finds lines of the ledger that were changed, removed or moved, and models that do not fit it.
+    """Finds lines of the ledger that were changed, removed or moved, and files that do not fit it.
 
     Whoever may write the folder can write a new ledger, too. Note the head that every command
     prints with --json outside of the folder, and give it here.
@@ -204,7 +204,7 @@ def ledger_verify(
             )
         models = {store.current, *(str(entry["version"]) for entry in store.versions())}
         for version in sorted(models):
-            store.file(version)
+            store.check(version)
         values = {
             "lines": len(found.entries),
             "ledger": found.head,
@@ -212,7 +212,7 @@ def ledger_verify(
             "models": sorted(models),
         }
     voice.json(values)
-    voice.say(f"{values['lines']} lines, unbroken; the models are those that it names")
+    voice.say(f"{values['lines']} lines, unbroken; models and reports are those that it names")
     voice.say(f"head {values['ledger']}")
     if values["torn"]:
         voice.note(

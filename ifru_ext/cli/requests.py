@@ -184,7 +184,7 @@ class _Task:
         return cls(stored, reading, rows, request, digest, forget, done, same)
 
     def say_nothing_to_do(self, voice: Voice, store: ModelStore) -> None:
-        self.note_unknown(voice)
+        self.say_notes(voice)
         voice.json(
             {
                 "version": store.current,
@@ -195,7 +195,9 @@ class _Task:
         )
         voice.say(f"Nothing to do: {self.done}. {store.folder}/{store.current} stays the latest")
 
-    def note_unknown(self, voice: Voice) -> None:
+    def say_notes(self, voice: Voice) -> None:
+        for note in self.request.notes:
+            voice.note(note)
         for kind, ids in self.request.unknown.items():
             if ids:
                 voice.note(f"left out, unknown {kind}: {', '.join(map(str, ids))}")
@@ -282,7 +284,7 @@ def plan_command(
         if task.forget is None:
             task.say_nothing_to_do(voice, store)
             return
-        task.note_unknown(voice)
+        task.say_notes(voice)
         planned = plan(
             *(task.stored.model, task.data, task.forget),
             objective=task.stored.objective,
@@ -369,7 +371,7 @@ def unlearn_command(
             if purge:
                 _purge(store, voice)
             return
-        task.note_unknown(voice)
+        task.say_notes(voice)
         ids = task.stored.user_ids, task.stored.item_ids
         judged_on = None if test is None else task.reading.read(test, *ids)
         bar.show("preparing")

@@ -137,6 +137,8 @@ class Ledger:
         n = len(self.entries)
         if count not in (n, n - 1) and not (count == 0 and n == 0):
             what = "lines are missing at its end" if count > n else "lines were added"
+            if not self._head_path.exists():
+                what = f"{_HEAD} is missing"
             raise InputError(f"{self.path}: expected {count} lines as in {_HEAD}, got {n}: {what}")
         if last != (self.hashes[count - 1] if count else _HASH_OF_NOTHING):
             raise InputError(

@@ -26,9 +26,11 @@ def locked(path: Path, *, shared: bool, wait: float = 0.0) -> Iterator[None]:
         wait: Seconds to wait for another process.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or `wait` is negative or NaN.
         OSError: The file cannot be opened.
     """
+    if not wait >= 0:
+        raise InputError(f"--wait: expected a number >= 0, got {wait}")
     deadline = time.monotonic() + wait
     while True:
         descriptor = _opened(path, shared)

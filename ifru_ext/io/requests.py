@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -54,6 +55,7 @@ class Request:
         pairs: [k, 2] int64 users with items of whom all rows go, ascending and distinct.
         before: Rows with a smaller timestamp go; None for none.
         unknown: Of users and of items, the original ids that were left out.
+        notes: How a file was understood, where it may have been meant otherwise.
     """
 
     users: _Ids = field(default_factory=lambda: _distinct([]))
@@ -61,6 +63,7 @@ class Request:
     pairs: _Ids = field(default_factory=lambda: _distinct([]).reshape(0, 2))
     before: float | None = None
     unknown: dict[str, list[Any]] = field(default_factory=lambda: {"users": [], "items": []})
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, known: Known, *, user: str = "user", item: str = "item") -> Request:
@@ -104,7 +107,16 @@ class Request:
             raise InputError(
                 f"{path}: {source.place(row)}: expected a user or an item, got neither"
             )
-        return _encoded(str(path), known, user_ids, user_place, item_ids, item_place)
+        request = _encoded(str(path), known, user_ids, user_place, item_ids, item_place)
+        if len(columns) == 2 or len(source.names) == 1:
+            return request
+        # The other column may be there under a name that is not known: far more would go.
+        named, other = ("users", "items") if "user" in columns else ("items", "users")
+        note = (
+            f"{path}: no column of {other} among {listing(source.names, _SHOWN)}: all rows of "
+            f"these {named} are meant"
+        )
+        return dataclasses.replace(request, notes=(note,))
 
     @classmethod
     def of(
@@ -137,7 +149,7 @@ class Request:
                 missing.append(_sentence(name.format(kind), "ids", ids, unknown[kind]))
             found[kind] = _distinct(index[index >= 0])
         _refuse(missing, known)
-        return cls(**found, before=before, unknown=unknown)
+        return cls(found["users"], found["items"], before=before, unknown=unknown)
 
     def __or__(self, other: Request) -> Request:
         """What either asks for."""
@@ -148,6 +160,7 @@ class Request:
             pairs=np.unique(np.concatenate([self.pairs, other.pairs]), axis=0),
             before=max(times) if times else None,
             unknown={k: [*v, *other.unknown[k]] for k, v in self.unknown.items()},
+            notes=self.notes + other.notes,
         )
 
     @property
@@ -221,7 +234,7 @@ def parse_time(name: str, text: str) -> float:
             number = date.timestamp()
         except (ValueError, OverflowError):
             number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) < 2**63:
         raise InputError(
             f"{name}: expected a number or a date such as 2020-01-31, got {text!r:.80}"
         )
@@ -283,6 +296,8 @@ def _read_json(path: Path, known: Known) -> Request:
         pairs.append(pair)
     pairs += [(user, None) for user in users] + [(None, item) for item in items]
     before = content.get("before")
+    if before is None and not pairs:
+        raise InputError(f"{path}: expected something to forget, got nothing")
     if before is not None:
         if isinstance(before, bool) or not isinstance(before, int | float | str):
             raise InputError(f"{path}: before: expected a time, got {type(before).__name__}")

@@ -194,6 +194,27 @@ class ModelStore:
             )
         return ModelFile.read(path)
 
+    def check(self, version: str) -> None:
+        """Compares a version's model, reports and what else belongs to it with the ledger.
+
+        Raises:
+            InputError: A file is not the one that the ledger names, or is missing. What leads back
+                may be: a purge removes it.
+        """
+        self.file(version)
+        listed = self._by_version[version].get("files")
+        missing = dict(listed) if isinstance(listed, dict) else {}
+        # No path is made of what stands in the ledger.
+        for path in sorted(self.path(version).iterdir()):
+            expected = missing.pop(path.name, None)
+            if expected is not None and fingerprint(path.read_bytes()) != expected:
+                raise InputError(
+                    f"{path}: expected the file that the ledger names, got another: it was changed"
+                )
+        missing.pop(_DELTA, None)
+        if missing:
+            raise InputError(f"{self.path(version)}: expected {listing(missing)}, got none")
+
     def before(self) -> tuple[str, ModelFile, Digests]:
         """What the current version came from: its name, its file, and the rows forgotten since.
 
@@ -288,7 +309,8 @@ class ModelStore:
             The line of the ledger.
 
         Raises:
-            OSError: The disk is full or cannot be written to. Nothing was changed.
+            OSError: The disk is full or cannot be written to. Nothing was changed, unless the text
+                says that the version is complete.
         """
         contents = {**file.files(), **files}
         name = f"v{1 + max([0, *(int(v[1:]) for v in self._by_version)]):04}"
@@ -314,6 +336,11 @@ class ModelStore:
                             "version": name,
                             "model_before": self.entry["model"] if self.ledger.entries else None,
                             "model": fingerprint(contents[TENSORS]),
+                            "files": {
+                                part: fingerprint(content)
+                                for part, content in contents.items()
+                                if part != TENSORS
+                            },
                         }
                     )
                 except BaseException:
@@ -331,7 +358,7 @@ class ModelStore:
                 shutil.rmtree(temporary, ignore_errors=True)
                 link.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                self._nothing_changed(error)
+                self._raise_with_what_is_kept(error, added=name in self._by_version)
             raise
         return line
 
@@ -482,8 +509,11 @@ class ModelStore:
             path = path.rename(self.folder / f"{_TEMPORARY}{secrets.token_hex(8)}")
         shutil.rmtree(path)
 
-    def _nothing_changed(self, error: OSError) -> NoReturn:
-        kept = f"; {self.current} is as it was" if self.ledger.entries else "; nothing was kept"
+    def _raise_with_what_is_kept(self, error: OSError, *, added: bool) -> NoReturn:
+        if added:
+            kept = f"; {self.current} is complete; the next command that writes moves {LATEST}"
+        else:
+            kept = f"; {self.current} is as it was" if self.ledger.entries else "; nothing was kept"
         raise OSError(error.errno, f"{error.strerror or error}{kept}", str(self.folder)) from error
 
 
@@ -513,13 +543,19 @@ def _check_usable(folder: Path) -> None:
 
 
 def _write_salt(folder: Path) -> None:
+    """Begins a store in a folder that is locked; where that fails it is empty again."""
     temporary = folder / f"{_TEMPORARY}{_SALT}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-        file.write(f"{secrets.token_hex(_SALT_BYTES)}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(folder / _SALT)
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(f"{secrets.token_hex(_SALT_BYTES)}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / _SALT)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        (folder / _LOCK).unlink(missing_ok=True)
+        raise
     sync_folder(folder)
 
 
