@@ -536,6 +536,15 @@ def test_a_model_without_known_names_is_refused(tmp_path):
         )
 
 
+def test_a_model_that_cannot_predict_is_refused(tmp_path):
+    g = make_generator()
+    model = make_model("mf", g)
+    mute = nn.Module()
+    mute.user_embeddings, mute.item_embeddings = model.user_embeddings, model.item_embeddings
+    with pytest.raises(ValueError, match="model: expected an attribute predict, got a Module"):
+        influence_unlearn(tmp_path / "m.pth").compute_hessian_with_test(mute, g)
+
+
 def test_changed_data_are_needed_by_the_rules_alone(tmp_path):
     g = make_generator("lightgcn")
     del g.changed_data

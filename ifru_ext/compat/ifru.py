@@ -108,10 +108,9 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         Exact mode changes the graph of a LightGCN (`model.Graph`) to the one without the forgotten
         rows, writes the model and leaves it in `model`. The graph is not in the `state_dict`: who
         loads the file into another model sets it to the data generator's `ChangedGraph`. Reference
-        mode goes step by step, writes
-        the model of the best validation AUC and leaves the last one in `model`, on the old graph,
-        as the released scripts do: they load the file afterwards. It computes on the device of the
-        model, exact mode on the CPU.
+        mode goes step by step, writes the model of the best validation AUC and leaves the last one
+        in `model`, on the old graph, as the released scripts do: they load the file afterwards. It
+        computes on the device of the model, exact mode on the CPU.
 
         Args:
             model: Matrix factorisation with `user_embeddings`, `item_embeddings` and `predict`, or

@@ -187,7 +187,8 @@ class ScriptModel:
         """Everything here assumes that the features are P E: that is what is compared."""
         rows = rows.subset(torch.arange(min(_N_CHECKED, len(rows))))
         with torch.no_grad():
-            got = self.module.predict(rows.user.numpy(), rows.item.numpy())
+            predict = _attribute(self.module, "predict", "model")
+            got = predict(rows.user.numpy(), rows.item.numpy())
         got = torch.as_tensor(got).detach().cpu().double().flatten()
         scores = self.old.scores(rows.user, rows.item).double()
         expected = scores, scores.sigmoid()
