@@ -554,6 +554,17 @@ def test_changed_data_are_needed_by_the_rules_alone(tmp_path):
     influence_unlearn(tmp_path / "m.pth").compute_hessian_with_test(model, g)
 
 
+def test_a_changed_graph_of_other_rows_is_noticed(tmp_path):
+    g = make_generator("lightgcn")
+    model = make_model("lightgcn", g)
+    for wrong, text in ((g.Graph, "expected the normalised positives of"), ([], "sparse COO")):
+        g.ChangedGraph = wrong
+        with pytest.raises(ValueError, match=rf"data_generator\.ChangedGraph: .*{text}"):
+            influence_unlearn(tmp_path / "m.pth", mode="reference").compute_hessian_with_test(
+                model, g
+            )
+
+
 def test_no_changed_rows_are_no_term(tmp_path):
     g = make_generator("lightgcn")
     g.changed_data = {name: column[:0] for name, column in g.changed_data.items()}

@@ -117,8 +117,8 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
                 LightGCN with `embedding_user`, `embedding_item`, `n_layers`, `Graph` and `predict`.
             data_generator: With the frames `train`, `train_normal` (kept), `train_random` (to
                 forget), `valid` and `test`, each with columns user, item, label, and with
-                `n_users`, `n_items`, `n_train`; in reference mode for LightGCN `changed_data` too.
-                A frame is a DataFrame, a dict of arrays or a structured array.
+                `n_users`, `n_items`, `n_train`; in reference mode for LightGCN `ChangedGraph` and
+                `changed_data` too. A frame is a DataFrame, a dict of arrays or a structured array.
 
         Raises:
             InputError: Something is missing or does not fit together, `save_name` lies in no
@@ -304,6 +304,8 @@ def _forget_gradient(model: RecommenderModel, data: ScriptData) -> Tensor:
 
     g = gradient(old, data.forgotten)
     if old.graph is not None and data.changed is not None:
-        new = old.with_graph(BipartiteGraph.from_interactions(data.kept).to(device))
+        graph = BipartiteGraph.from_interactions(data.kept)
+        data.check_changed_graph(graph)
+        new = old.with_graph(graph.to(device))
         g += gradient(old, data.changed) - gradient(new, data.changed)
     return g
