@@ -451,6 +451,8 @@ def _checked_bias(
 
 def _checked_embedding(name: str, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     tensor = torch.as_tensor(value).detach()
+    if tensor.layout != torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, got {tensor.layout}")
     if tensor.dim() != 2 or tensor.shape[0] == 0 or tensor.shape[1] == 0:
         raise InputError(f"{name}: expected shape [rows, d], got {list(tensor.shape)}")
     if tensor.dtype not in (torch.float32, torch.float64):

@@ -120,6 +120,9 @@ def test_rows_that_were_kept_are_taken_as_they_are():
     read = pyg.read(module, both_ways(positives()), N_USERS, **options)
     assert read.data is data
     assert read.notes == ()
+    fewer = data.subset(torch.arange(1, len(data)))
+    with pytest.raises(InputError, match="data: expected rows whose positives are the edges"):
+        pyg.read(module, both_ways(positives()), N_USERS, **{**options, "data": fewer})
 
 
 def test_other_modules_and_edges_are_refused():
@@ -200,6 +203,7 @@ def test_other_lines_are_refused(tmp_path):
     for content, text in (
         ("0 1 2\n1 x\n", "train.txt: line 2: expected ids from 0, got others"),
         ("0 -1\n", "train.txt: line 1: expected ids from 0"),
+        (f"{10**18 - 1} 0\n", r"train.txt: user: expected ids in \[0, n_users = 14\)"),
         ("0 99\n", r"train.txt: item: expected ids in \[0, n_items = 11\).* the rows of .*lgn"),
         ("0\n1\n", "train.txt: expected lines 'user item item ...', got none"),
         ("0 \u00e9\n", "train.txt: cannot be read"),
@@ -207,6 +211,9 @@ def test_other_lines_are_refused(tmp_path):
         train.write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=text):
             lightgcn_pytorch.read(path, train)
+    torch.save({name: torch.tensor(1.0) for name in torch.load(path)}, path)
+    with pytest.raises(InputError, match=r"embedding_user\.weight: expected shape \[rows, d\]"):
+        lightgcn_pytorch.read(path, train)
     torch.save({"w": torch.ones(2)}, path)
     with pytest.raises(InputError, match=r"expected a tensor 'embedding_user\.weight'"):
         lightgcn_pytorch.read(path, train)
@@ -324,7 +331,8 @@ def test_named_tensors_are_read_and_written(tmp_path, kind, suffix):
     }
     path, target = tmp_path / f"m{suffix}", tmp_path / f"n{suffix}"
     if suffix == ".pt":
-        torch.save({"epoch": 3, "state_dict": state}, path)
+        moments = {"exp_avg": random(data.n_users, DIM)}
+        torch.save({"epoch": 3, "optimizer": moments, "state_dict": state}, path)
     else:
         save_file(state, path)
     names = dict(NAMES) if kind == "biased" else {k: NAMES[k] for k in ("user", "item")}
@@ -345,6 +353,11 @@ def test_named_tensors_are_read_and_written(tmp_path, kind, suffix):
     new = unlearn(read.model, data, Forget(users=[3]), objective=objective, damping=1.0).model
     tensors.write(read, new, path, target, **names)
     got = load_file(target) if suffix == ".safetensors" else torch.load(target, weights_only=True)
+    if suffix == ".pt":
+        # Where its readers look for it, without moments that know the forgotten rows.
+        assert set(got) == {"epoch", "state_dict"}
+        assert got["epoch"] == 3
+        got = got["state_dict"]
     assert set(got) == set(state)
     assert torch.equal(got["other"], state["other"])
     assert {name: x.shape for name, x in got.items()} == {n: x.shape for n, x in state.items()}
@@ -363,6 +376,7 @@ def test_other_tensors_are_refused(tmp_path):
         ({**names, "n_layers": 1, "global_bias": 0.5}, "n_layers: expected None together with"),
         ({"user": "i", "item": "u"}, "data: expected 11 users and 14 items as in the model"),
         ({**names, "user_bias": "u"}, r"user_bias: expected shape \[14\]"),
+        ({**names, "global_bias": "u"}, r"global_bias: expected one number, got 'u' of shape"),
     ]
     for options, text in tries:
         with pytest.raises(InputError, match=text):
@@ -377,6 +391,10 @@ def test_other_tensors_are_refused(tmp_path):
         tensors.read_tensors(path)
     with pytest.raises(InputError, match="is not a readable file of tensors"):
         tensors.read_tensors(tmp_path / "none.pt")
+    sparse = {"u": torch.eye(N_USERS).to_sparse(), "i": torch.ones(N_ITEMS, N_USERS)}
+    torch.save(sparse, tmp_path / "sparse.pt")
+    with pytest.raises(InputError, match="user_embedding: expected a dense tensor, got"):
+        tensors.read(tmp_path / "sparse.pt", data, objective, **names)
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     with pytest.raises(InputError, match="expected named tensors, got none"):
         tensors.read_tensors(tmp_path / "list.pt")

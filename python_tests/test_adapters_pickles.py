@@ -391,3 +391,15 @@ def test_archives_without_descriptors_are_changed_too(tmp_path):
     with zipfile.ZipFile(target) as z:
         assert z.testzip() is None
     assert torch.equal(torch.load(target, weights_only=True)["w"], torch.ones(4))
+
+
+def test_numbers_that_share_a_place_are_read_and_not_written(tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save({"w": torch.arange(6.0)[1:2].expand(3), "t": torch.ones(3, 2).T}, path)
+    archive = TorchArchive(path, lambda module, name: False)
+    wide, turned = archive.content["w"], archive.content["t"]
+    assert archive.tensor(wide).tolist() == [1.0] * 3
+    assert not turned.overlaps
+    with pytest.raises(InputError, match=r"m\.pth: expected a tensor with a place for each number"):
+        archive.write(tmp_path / "n.pth", [(wide, torch.zeros(3))])
+    assert not (tmp_path / "n.pth").exists()

@@ -536,6 +536,15 @@ def test_a_model_without_known_names_is_refused(tmp_path):
         )
 
 
+def test_a_model_that_cannot_predict_is_refused(tmp_path):
+    g = make_generator()
+    model = make_model("mf", g)
+    mute = nn.Module()
+    mute.user_embeddings, mute.item_embeddings = model.user_embeddings, model.item_embeddings
+    with pytest.raises(ValueError, match="model: expected an attribute predict, got a Module"):
+        influence_unlearn(tmp_path / "m.pth").compute_hessian_with_test(mute, g)
+
+
 def test_changed_data_are_needed_by_the_rules_alone(tmp_path):
     g = make_generator("lightgcn")
     del g.changed_data
@@ -543,6 +552,17 @@ def test_changed_data_are_needed_by_the_rules_alone(tmp_path):
     with pytest.raises(ValueError, match="expected an attribute changed_data"):
         influence_unlearn(tmp_path / "m.pth", mode="reference").compute_hessian_with_test(model, g)
     influence_unlearn(tmp_path / "m.pth").compute_hessian_with_test(model, g)
+
+
+def test_a_changed_graph_of_other_rows_is_noticed(tmp_path):
+    g = make_generator("lightgcn")
+    model = make_model("lightgcn", g)
+    for wrong, text in ((g.Graph, "expected the normalised positives of"), ([], "sparse COO")):
+        g.ChangedGraph = wrong
+        with pytest.raises(ValueError, match=rf"data_generator\.ChangedGraph: .*{text}"):
+            influence_unlearn(tmp_path / "m.pth", mode="reference").compute_hessian_with_test(
+                model, g
+            )
 
 
 def test_no_changed_rows_are_no_term(tmp_path):

@@ -108,18 +108,17 @@ class influence_unlearn:  # noqa: N801 (the scripts' own name)
         Exact mode changes the graph of a LightGCN (`model.Graph`) to the one without the forgotten
         rows, writes the model and leaves it in `model`. The graph is not in the `state_dict`: who
         loads the file into another model sets it to the data generator's `ChangedGraph`. Reference
-        mode goes step by step, writes
-        the model of the best validation AUC and leaves the last one in `model`, on the old graph,
-        as the released scripts do: they load the file afterwards. It computes on the device of the
-        model, exact mode on the CPU.
+        mode goes step by step, writes the model of the best validation AUC and leaves the last one
+        in `model`, on the old graph, as the released scripts do: they load the file afterwards. It
+        computes on the device of the model, exact mode on the CPU.
 
         Args:
             model: Matrix factorisation with `user_embeddings`, `item_embeddings` and `predict`, or
                 LightGCN with `embedding_user`, `embedding_item`, `n_layers`, `Graph` and `predict`.
             data_generator: With the frames `train`, `train_normal` (kept), `train_random` (to
                 forget), `valid` and `test`, each with columns user, item, label, and with
-                `n_users`, `n_items`, `n_train`; in reference mode for LightGCN `changed_data` too.
-                A frame is a DataFrame, a dict of arrays or a structured array.
+                `n_users`, `n_items`, `n_train`; in reference mode for LightGCN `ChangedGraph` and
+                `changed_data` too. A frame is a DataFrame, a dict of arrays or a structured array.
 
         Raises:
             InputError: Something is missing or does not fit together, `save_name` lies in no
@@ -305,6 +304,8 @@ def _forget_gradient(model: RecommenderModel, data: ScriptData) -> Tensor:
 
     g = gradient(old, data.forgotten)
     if old.graph is not None and data.changed is not None:
-        new = old.with_graph(BipartiteGraph.from_interactions(data.kept).to(device))
+        graph = BipartiteGraph.from_interactions(data.kept)
+        data.check_changed_graph(graph)
+        new = old.with_graph(graph.to(device))
         g += gradient(old, data.changed) - gradient(new, data.changed)
     return g

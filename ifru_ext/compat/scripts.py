@@ -98,6 +98,28 @@ class ScriptData:
             return None
         return _frame(self.generator, "changed_data")
 
+    def check_changed_graph(self, graph: BipartiteGraph) -> None:
+        """Compares `ChangedGraph` with the graph that is propagated over in its place.
+
+        Raises:
+            InputError: It is missing, no sparse tensor, or another graph.
+        """
+        given = _attribute(self.generator, "ChangedGraph")
+        if not (isinstance(given, Tensor) and given.is_sparse):
+            raise InputError(
+                "data_generator.ChangedGraph: expected a sparse COO tensor, "
+                f"got {type(given).__name__}"
+            )
+        ours = graph.to_sparse(torch.float64)
+        if given.shape == ours.shape:
+            apart = (given.cpu().double() - ours).coalesce().values().abs()
+            if not bool((apart > _TOLERANCE).any()):
+                return
+        raise InputError(
+            "data_generator.ChangedGraph: expected the normalised positives of train_normal, "
+            "got another graph"
+        )
+
 
 _EMBEDDINGS = (("user_embeddings", "item_embeddings"), ("embedding_user", "embedding_item"))
 
@@ -187,7 +209,8 @@ class ScriptModel:
         """Everything here assumes that the features are P E: that is what is compared."""
         rows = rows.subset(torch.arange(min(_N_CHECKED, len(rows))))
         with torch.no_grad():
-            got = self.module.predict(rows.user.numpy(), rows.item.numpy())
+            predict = _attribute(self.module, "predict", "model")
+            got = predict(rows.user.numpy(), rows.item.numpy())
         got = torch.as_tensor(got).detach().cpu().double().flatten()
         scores = self.old.scores(rows.user, rows.item).double()
         expected = scores, scores.sigmoid()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ifru_ext.columns import as_ids
 from ifru_ext.errors import InputError
 from ifru_ext.interactions import Interactions
 from ifru_ext.io import tensors
@@ -53,8 +54,17 @@ def read(
     missing = [name for name in (_USER, _ITEM) if name not in weights]
     if missing:
         raise InputError(f"{state_dict}: expected a tensor {missing[0]!r}, got others")
+    for name in (_USER, _ITEM):
+        if weights[name].dim() != 2:
+            raise InputError(
+                f"{state_dict}: {name}: expected shape [rows, d], got {list(weights[name].shape)}"
+            )
     n_users, n_items = (weights[name].shape[0] for name in (_USER, _ITEM))
     user, item = _pairs(train_txt)
+    try:  # before anything of the size of an id is made
+        user = as_ids("user", user, below=n_users, bound="n_users = ")
+    except InputError as error:
+        raise InputError(f"{train_txt}: {error}, the rows of {state_dict}") from None
     degree = torch.bincount(user)
     # On average of all rows one.
     weight = len(user) / (int((degree > 0).sum()) * degree[user].double())

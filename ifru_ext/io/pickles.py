@@ -101,6 +101,16 @@ class StoredTensor:
         steps = zip(self.shape, self.stride, strict=True)
         return self.offset + sum((n - 1) * step for n, step in steps) + 1
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether two of its numbers may share a place, as after `expand`."""
+        reach = 0
+        for step, n in sorted(zip(self.stride, self.shape, strict=True)):
+            if n > 1 and step <= reach:
+                return True
+            reach += (n - 1) * step
+        return False
+
     def view(self, storage: Tensor) -> Tensor:
         """The tensor, as a view of its storage [n]."""
         return storage.as_strided(self.shape, self.stride, self.offset)
@@ -406,7 +416,8 @@ class TorchArchive:
         Raises:
             InputError: Its record is missing, damaged or of another size.
         """
-        return stored.view(torch.frombuffer(bytearray(self._storage(stored)), dtype=stored.dtype))
+        content = bytearray(self._storage(stored))
+        return stored.view(torch.frombuffer(content, dtype=stored.dtype)).contiguous()
 
     def write(self, target: str | Path, changes: Sequence[tuple[StoredTensor, Tensor]]) -> None:
         """Writes the archive with other values in some tensors, atomically.
@@ -418,7 +429,8 @@ class TorchArchive:
             changes: Tensors of the archive with their new values, of the same shape.
 
         Raises:
-            InputError: A record is missing, damaged or of another size, or a shape is another.
+            InputError: A record is missing, damaged or of another size, a shape is another, or
+                numbers of a tensor share a place.
             OSError: The file cannot be written.
         """
         content = bytearray(self._bytes)
@@ -428,6 +440,11 @@ class TorchArchive:
                 raise InputError(
                     f"{self._path}: expected a tensor of shape {list(values.shape)}, "
                     f"got {list(stored.shape)}"
+                )
+            if stored.overlaps:
+                raise InputError(
+                    f"{self._path}: expected a tensor with a place for each number, got strides "
+                    f"{list(stored.stride)} for shape {list(stored.shape)}"
                 )
             begin, end = self._span(f"data/{stored.key}")
             count = (end - begin) // stored.dtype.itemsize

@@ -68,6 +68,8 @@ def read(
         weight[:n_users], weight[n_users:], len(alpha) - 1, graph=graph, alpha=alpha.tolist()
     )
     objective.check(model, data)
+    if not graph.adjacency.same_as(BipartiteGraph.from_interactions(data).adjacency):
+        raise InputError("data: expected rows whose positives are the edges, got other positives")
     return Imported(model, data, objective, notes)
 
 

@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,7 @@ from ifru_ext.objective import Objective
 __all__ = ["read", "read_tensors", "write", "write_tensors"]
 
 _SAFETENSORS = ".safetensors"
+_PLAIN = (bool, int, float, str)
 
 
 def read(
@@ -75,7 +77,13 @@ def read(
         None if name is None else _tensor(tensors, name, path) for name in (user_bias, item_bias)
     ]
     if isinstance(global_bias, str):
-        mu: float | None = float(_tensor(tensors, global_bias, path))
+        value = _tensor(tensors, global_bias, path)
+        if value.numel() != 1:
+            raise InputError(
+                f"global_bias: expected one number, got {global_bias!r} of shape "
+                f"{list(value.shape)}"
+            )
+        mu: float | None = float(value)
     else:
         mu = global_bias
     biased = mu is not None or any(bias is not None for bias in biases)
@@ -104,7 +112,10 @@ def write(
     user_bias: str | None = None,
     item_bias: str | None = None,
 ) -> None:
-    """Writes a model's tensors under the names that it was read by; the file's others stay.
+    """Writes a model's tensors under the names that it was read by; the others beside them stay.
+
+    A state dict that stood under "state_dict" or "model" stands there again, with the numbers and
+    text beside it. Anything else is left out: an optimiser's moments know the forgotten rows.
 
     Args:
         imported: What `read` returned.
@@ -121,7 +132,7 @@ def write(
         OSError: The target cannot be written.
     """
     imported.check(model)
-    tensors = read_tensors(source)
+    tensors, wrappers = _content(source)
     users, items = imported.in_order(model.user_embedding, model.item_embedding)
     new = {user: users, item: items}
     if isinstance(model, BiasedMatrixFactorization):
@@ -135,7 +146,13 @@ def write(
         if old.numel() != values.numel():
             raise InputError(f"{name}: expected {list(old.shape)} as in {source}, got another size")
         tensors[name] = values.reshape(old.shape).to(old.dtype)
-    write_tensors(target, tensors)
+    if Path(target).suffix == _SAFETENSORS:
+        write_tensors(target, tensors)
+        return
+    content: dict[str, Any] = tensors
+    for name, beside in reversed(wrappers):
+        content = {**beside, name: content}
+    _save(target, content)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -148,11 +165,18 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         InputError: The file is missing or damaged, or holds anything else.
     """
+    return _content(path)[0]
+
+
+def _content(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Tensor], list[tuple[str, dict[str, Any]]]]:
+    """The tensors, and the names that they stand under, each with the plain values beside it."""
     path = Path(path)
     try:
         if path.suffix == _SAFETENSORS:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in file.keys()}, []  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -162,8 +186,10 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(f"{path}: is not a readable file of tensors ({reason})") from None
+    wrappers = []
     for name in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            wrappers.append((name, {k: x for k, x in content.items() if isinstance(x, _PLAIN)}))
             content = content[name]
     tensors = (
         {name: x for name, x in content.items() if isinstance(x, Tensor)}
@@ -172,7 +198,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     )
     if not tensors:
         raise InputError(f"{path}: expected named tensors, got none")
-    return tensors
+    return tensors, wrappers
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
@@ -184,8 +210,12 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
     if Path(path).suffix == _SAFETENSORS:
         write_atomic(path, save_safetensors({k: x.contiguous() for k, x in tensors.items()}))
         return
+    _save(path, dict(tensors))
+
+
+def _save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
-    torch.save(dict(tensors), buffer)
+    torch.save(content, buffer)
     write_atomic(path, buffer.getvalue())
 
 
