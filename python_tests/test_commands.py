@@ -272,6 +272,18 @@ def test_where_no_file_can_be_written_nothing_is_computed(
     assert err == f"error: {expected}\n"
 
 
+@pytest.mark.parametrize(("command", "option"), [("verify", "--report"), ("influence", "--out")])
+def test_what_is_read_is_not_written_over(work, run, command, option):
+    data, store = work
+    before = data.read_bytes()
+    needed = ["--eval", data] if command == "influence" else []
+    path = data.parent / "." / data.name
+    err = run(command, store, data, *needed, option, path, code=2)
+    expected = f"{option}: expected another file than those that are read, got {path}"
+    assert err == f"error: {expected}\n"
+    assert data.read_bytes() == before
+
+
 @pytest.mark.parametrize("by", ["row", "user", "item"])
 def test_influence_ranks_by_the_effect(work, run, by):
     data, store = work

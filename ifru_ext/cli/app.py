@@ -298,11 +298,12 @@ def checked_settings(
     return part
 
 
-def check_output(option: str, path: Path | None) -> None:
-    """Refuses, before a long computation and not after it, a file that cannot be written.
+def check_output(option: str, path: Path | None, *read: Path | None) -> None:
+    """Refuses, before a long computation and not after it, a file that is not to be written.
 
     Raises:
-        InputError: It is a folder, or its folder is none that can be written to.
+        InputError: It is a folder, or its folder is none that can be written to, or it is one of
+            the files that are read.
     """
     if path is None:
         return
@@ -311,6 +312,10 @@ def check_output(option: str, path: Path | None) -> None:
         raise InputError(
             f"{option}: expected a file in a folder that can be written to, got {path}"
         )
+    if any(
+        other is not None and os.path.realpath(other) == os.path.realpath(path) for other in read
+    ):
+        raise InputError(f"{option}: expected another file than those that are read, got {path}")
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def verify_command(
     """
     voice = Voice(as_json, quiet)
     seeds = as_integer("--seeds", seeds, 1)
-    check_output("--report", page)
+    check_output("--report", page, data, test)
     with opened(model, wait=wait) as store:
         after = store.load()
         reading = Reading.given(user_column, item_column, label_column, threshold, after.settings)
@@ -271,7 +271,7 @@ def influence_command(
     """
     voice = Voice(as_json, quiet)
     top = as_integer("--top", top, 0)
-    check_output("--out", output)
+    check_output("--out", output, data, evaluation)
     with opened(model, wait=wait) as store:
         stored = store.load()
         reading = Reading.given(user_column, item_column, label_column, threshold, stored.settings)
