@@ -191,7 +191,7 @@ def test_the_same_request_has_the_same_digest_and_no_other(tmp_path):
 REFUSED = {
     "none.csv": (None, "expected a file, got a path where there is none"),
     "none.json": (None, "expected a file, got a path where there is none"),
-    "request.txt": ("user\nu1\n", "expected a name ending in one of"),
+    "request.txt": ("user\nu1\n", "'.pq', '.json'], got '.txt'"),
     "no_column.csv": ("person,thing\na,b\n", "expected a column 'user' or 'item'"),
     "twice.csv": ("user,user\nu1,7\n", "user: expected one column 'user', got several"),
     "neither.csv": ("user,item\nu1,5\n,\n", "line 3: expected a user or an item, got neither"),

@@ -17,9 +17,10 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.ids import IdMap, as_id_array
 from ifru_ext.interactions import Interactions
 
-__all__ = ["Table", "choose_columns", "open_table", "read_interactions"]
+__all__ = ["FORMATS", "Table", "choose_columns", "open_table", "read_interactions"]
 
-_FORMATS = {
+# By the end of a name.
+FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".inter": "tsv",
@@ -27,7 +28,7 @@ _FORMATS = {
     ".pq": "parquet",
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
-# Read at a time by each thread: what the allocator keeps of them counts for the memory, too.
+# Read at a time: what the allocator keeps of them counts for the memory, too.
 _BLOCK_BYTES = 1 << 18
 _LARGE_BLOCK_BYTES = 1 << 26
 _ROW_TOO_LONG = "straddling object"  # pyarrow's word for a row that is longer than a block
@@ -144,10 +145,10 @@ class _Source(Protocol):
 def open_table(path: Path, format: str | None, separator: str | None) -> _Source:
     """Opens a table and reads its header; the arguments are those of `read_interactions`."""
     if format is None:
-        format = _FORMATS.get(path.suffix.lower())
+        format = FORMATS.get(path.suffix.lower())
         if format is None:
             raise InputError(
-                f"{path}: expected a name ending in one of {listing(_FORMATS)} or a format, "
+                f"{path}: expected a name ending in one of {listing(FORMATS)} or a format, "
                 f"got {path.suffix!r} and none"
             )
     elif format not in (*_SEPARATORS, "parquet"):

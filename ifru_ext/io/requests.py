@@ -21,7 +21,7 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.forget import Forget
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
-from ifru_ext.io.reading import Table, choose_columns, open_table
+from ifru_ext.io.reading import FORMATS, Table, choose_columns, open_table
 
 __all__ = ["Known", "Request", "parse_time"]
 
@@ -86,6 +86,11 @@ class Request:
         """
         if path.suffix.lower() == ".json":
             return _read_json(path, known)
+        if path.suffix.lower() not in FORMATS:
+            raise InputError(
+                f"{path}: expected a name ending in one of {listing((*FORMATS, '.json'), _SHOWN)}, "
+                f"got {path.suffix!r}"
+            )
         source = open_table(path, None, None)
         columns = choose_columns(source, {"user": user, "item": item}, optional=True)
         if not columns:
