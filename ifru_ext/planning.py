@@ -23,7 +23,7 @@ from ifru_ext.removal import Erase
 __all__ = ["Plan", "plan"]
 
 # Products that the methods took on the models of MovieLens 100K and Book-Crossing.
-_PRODUCTS = {Regime.EARLY_STOPPED: 17, Regime.STATIONARY: 100, Regime.CONVERGED: 100}
+_PRODUCTS = {Regime.EARLY_STOPPED: 6, Regime.STATIONARY: 100, Regime.CONVERGED: 100}
 _PRODUCTS_INFLUENCE = 12
 # Matrices of the solved rows that are held at once: solution, right-hand side, conjugate
 # gradients' vectors, two points; and the basis of the filter.

@@ -175,7 +175,7 @@ def unlearn(
         erase: What an erased row becomes: "zero", or the "mean" of its side's rows.
         rtol: Of Newton's residual, by default 1e-4 for "newton", and where "auto" takes its steps
             1e-3 or as far as the model was trained; of "cg", by default 1e-2, or 0.3 for a model
-            stopped early; of the last change by "filter", 1e-2.
+            stopped early; of the last change by "filter", 0.1.
         maxiter: Limit on iterations; by default 500 for "cg", 15 for "filter", 50 Newton steps.
         anchor: For a model that was unlearned before: the `anchor` of that result. For one that
             was only trained, `Anchor.of` it, which spares every request the passes over all data
