@@ -29,6 +29,11 @@ PYTHON = {
         "compat.ifru compat.folder io.imported io.recbole io.pyg io.lightgcn_pytorch io.lenskit "
         "io.tensors"
     ),
+    "Several processes": (
+        "distributed.group distributed.layout distributed.data distributed.model "
+        "distributed.linearization distributed.removal distributed.unlearning distributed.together "
+        "distributed.checkpoint"
+    ),
     "Linear algebra": "operators solvers preconditioners lanczos newton comparison",
     "Ops": "ops functional reference adjacency triples",
 }

@@ -17,6 +17,7 @@ from ifru_ext import ops
 from ifru_ext.adjacency import Adjacency, AdjacencySlice, Stream
 from ifru_ext.errors import InputError
 from ifru_ext.graph import InducedPropagation
+from ifru_ext.inner import inner
 from ifru_ext.models import RecommenderModel
 from ifru_ext.triples import Triples
 
@@ -344,6 +345,19 @@ class RestrictedLinearization(ABC):
             out: [S, d] for the result; a new tensor by default.
             workspace: For intermediate results, of these rows alone; new tensors by default.
         """
+
+    def product_inner(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        *,
+        exact: bool,
+        out: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`product`, and its inner product with v: [] float64."""
+        y = self.product(v, diagonal, exact=exact, out=out, workspace=workspace)
+        return y, inner(v, y)
 
 
 @dataclass(frozen=True, eq=False)

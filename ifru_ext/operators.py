@@ -10,6 +10,7 @@ from torch import Tensor
 from ifru_ext import ops
 from ifru_ext.columns import ArrayLike
 from ifru_ext.errors import InputError
+from ifru_ext.inner import inner
 from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import (
     CurvatureEntries,
@@ -30,6 +31,7 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "LinearOperator",
+    "MeasuringOperator",
     "WritingOperator",
     "checked_damping",
 ]
@@ -62,6 +64,17 @@ class WritingOperator(LinearOperator, Protocol):
 
     def matvec_into(self, v: Tensor, out: Tensor) -> Tensor:
         """Writes the product with v [N, d], or several [k, N, d], to `out`, and returns it."""
+
+
+@runtime_checkable
+class MeasuringOperator(WritingOperator, Protocol):
+    """One that finds <v, A v> on the way of its product.
+
+    It saves a message between the processes that a vector is spread over.
+    """
+
+    def matvec_inner(self, v: Tensor, out: Tensor) -> Tensor:
+        """Writes the product with v [N, d] to `out`, and returns <v, A v>: [] float64."""
 
 
 @runtime_checkable
@@ -205,6 +218,15 @@ class _CurvatureOperator:
         Raises:
             InputError: Shape or dtype differ, or `out` is not contiguous or shares memory.
         """
+        self._check(v, out)
+        if v.dim() == 2 or self._takes_several:
+            self._product(v, out)
+        else:
+            for one, result in zip(v, out, strict=True):
+                self._product(one, result)
+        return out
+
+    def _check(self, v: Tensor, out: Tensor) -> None:
         expected = self._diagonal.shape[0], self._point.model.dim
         if v.dim() not in (2, 3) or v.shape[-2:] != expected or v.dtype != self.dtype:
             raise InputError(
@@ -216,12 +238,25 @@ class _CurvatureOperator:
                 f"out: expected contiguous, shape {list(v.shape)} and {v.dtype}, "
                 f"got {list(out.shape)} and {out.dtype}"
             )
-        if v.dim() == 2 or self._takes_several:
-            self._product(v, out)
-        else:
-            for one, result in zip(v, out, strict=True):
-                self._product(one, result)
-        return out
+
+    def matvec_inner(self, v: Tensor, out: Tensor) -> Tensor:
+        """Writes the product with v to `out`, and returns <v, A v>: [] float64.
+
+        Args:
+            v: [N, d] or [S, d].
+            out: As v, contiguous, sharing no memory with it.
+
+        Raises:
+            InputError: Shape or dtype differ, or `out` is not contiguous.
+        """
+        point = self._point
+        if isinstance(point, Linearization) or v.dim() != 2:
+            self.matvec_into(v, out)
+            return inner(v, out)
+        self._check(v, out)
+        return point.product_inner(
+            v, self._diagonal, exact=self._exact, out=out, workspace=self._workspace
+        )[1]
 
     @property
     def capturable(self) -> bool:

@@ -18,7 +18,12 @@ from torch import Tensor
 from ifru_ext import ops
 from ifru_ext.errors import InputError
 from ifru_ext.inner import inner, is_spread, length, norm, total
-from ifru_ext.operators import CapturableOperator, LinearOperator, WritingOperator
+from ifru_ext.operators import (
+    CapturableOperator,
+    LinearOperator,
+    MeasuringOperator,
+    WritingOperator,
+)
 
 __all__ = [
     "Callback",
@@ -300,6 +305,9 @@ class _Iteration:
         for system, p, scalars in zip(systems, self._p, self._scalars, strict=True):
             system.p, system.scalars = p, scalars
         self._product = product_of(A)
+        self._measure: Callable[[Tensor, Tensor], Tensor] | None = None
+        if is_spread() and len(systems) == 1 and isinstance(A, MeasuringOperator):
+            self._measure = A.matvec_inner
         # No other process takes part in what a graph replays.
         self._capturable = self._p.is_cuda and not is_spread() and _capturable(A, M)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -318,10 +326,13 @@ class _Iteration:
     def step(self) -> None:
         """One step. One of non-positive (or NaN) curvature, and all after it, change nothing."""
         several = len(self._systems) > 1
-        self._product(*((self._p, self._ap) if several else (self._p[0], self._ap[0])))
-        for system, ap in zip(self._systems, self._ap, strict=True):
-            system.scalars[_PAP].copy_(ops.dot(system.p, ap))
-        self._add_parts(_PAP, _PAP + 1)
+        if self._measure is not None:
+            self._scalars[0, _PAP].copy_(self._measure(self._p[0], self._ap[0]))
+        else:
+            self._product(*((self._p, self._ap) if several else (self._p[0], self._ap[0])))
+            for system, ap in zip(self._systems, self._ap, strict=True):
+                system.scalars[_PAP].copy_(ops.dot(system.p, ap))
+            self._add_parts(_PAP, _PAP + 1)
         _, rz_new, pap, rz, alpha, beta, running, steps = self._scalars.unbind(1)
         running.mul_((pap > 0) & (pap < math.inf) & (rz > 0) & (rz < math.inf))
         steps.add_(running)

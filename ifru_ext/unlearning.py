@@ -68,6 +68,59 @@ class UnlearnResult:
     report: UnlearnReport
     _undo: _Undo
 
+    @classmethod
+    def assembled(
+        cls,
+        model: RecommenderModel,
+        solve: SolveResult,
+        report: UnlearnReport,
+        *,
+        before: RecommenderModel,
+        data: Interactions,
+        objective: Objective,
+        omitted: Omitted,
+        touched: Tensor,
+        erased: Tensor,
+        rows: Tensor,
+        regime: Regime,
+        damping: Tensor,
+        times: Tensor | None,
+        anchor: Anchor | None,
+    ) -> UnlearnResult:
+        """Of a request that several processes have solved.
+
+        Args:
+            model: The new model.
+            solve: See the class.
+            report: See there.
+            before: The model as it came.
+            data: All its interactions.
+            objective: What it was trained on, as a sum.
+            omitted: The forgotten interactions.
+            touched: [m] node ids; see `ifru_ext.removal.Removal`.
+            erased: [e] node ids.
+            rows: [S] node ids, ascending: those that were changed.
+            regime: How the training had ended.
+            damping: [N] float64 mu.
+            times: [N] float64 stopping times, or None.
+            anchor: The one given.
+        """
+        undo = _Undo(
+            data=data,
+            objective=objective,
+            omitted=omitted,
+            touched=touched,
+            erased=erased,
+            graph=before.graph,
+            rows=rows,
+            old=before.embedding[rows],
+            regime=regime,
+            damping=damping,
+            times=times,
+            anchor=anchor,
+        )
+        return cls(model, solve, report, undo)
+
     @property
     def data(self) -> Interactions:
         """The interactions before the request, the forgotten ones among them."""

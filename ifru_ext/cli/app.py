@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from ifru_ext._native import native
+from ifru_ext.distributed.group import ProcessLostError
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
@@ -55,6 +56,7 @@ __all__ = [
 NOT_CONVERGED = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 3
+_PROCESS_LOST = 4
 _DEFECT = 70  # EX_SOFTWARE of sysexits.h
 _READER_GONE = 141  # what a shell reports of a command that SIGPIPE ended
 # What typer's versions make of Ctrl-C: an exit code, or an exception.
@@ -75,7 +77,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # which fills the lines of a paragraph anew
     help="Removes training data from a trained recommender as if it had been retrained without it.",
-    epilog="Exit codes: 0 done, 1 not converged to what was asked, 2 bad input, 3 interrupted.",
+    epilog="Exit codes: 0 done, 1 not converged to what was asked, 2 bad input, 3 interrupted, "
+    "4 another process was lost.",
 )
 out = _Output(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -117,6 +120,9 @@ def run() -> int:
         return _INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         code = _TYPER_INTERRUPTED
+    except ProcessLostError as lost:
+        err.print(f"error: {printable(str(lost))}", markup=False, soft_wrap=True)
+        return _PROCESS_LOST
     except BrokenPipeError:
         _drop_output()
         return _READER_GONE

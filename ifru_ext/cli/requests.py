@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -33,6 +34,8 @@ from ifru_ext.cli.app import (
     err,
     opened,
 )
+from ifru_ext.cli.processes import joined
+from ifru_ext.distributed.together import unlearn_together
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError
 from ifru_ext.evidence import Evidence, evidence
@@ -337,6 +340,12 @@ def unlearn_command(
             help="Then remove the older versions, which hold what was forgotten, if it converged.",
         ),
     ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="With several processes: seconds after which one that does not answer is lost."
+        ),
+    ] = 1800.0,
     wait: WaitOption = 0.0,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -353,6 +362,9 @@ def unlearn_command(
     Example: ifru unlearn model ratings.csv --users 17,42
 
     Example: ifru unlearn model ratings.csv --request requests.csv --purge
+
+    Example, with 8 processes: torchrun --nproc-per-node=8 -m ifru_ext unlearn model ratings.csv
+    --users 17,42
     """
     voice = Voice(as_json, quiet)
     pruning = _pruning(hops, keep)
@@ -360,7 +372,11 @@ def unlearn_command(
         raise InputError(f"--rtol: expected a positive number, got {rtol}")
     columns = user_column, item_column, label_column, threshold
     asked = _Asked(request, users, items, before, ignore_unknown, columns)
-    with opened(model, write=True, wait=wait) as store, voice.progress() as progress:
+    with (
+        joined(timeout) as processes,
+        opened(model, write=True, wait=wait) as store,
+        voice.progress() as progress,
+    ):
         bar = _Bar(progress, rtol)
         bar.show("reading")
         task = _Task.of(store, data, asked)
@@ -383,7 +399,8 @@ def unlearn_command(
                 "program": native.build["version"],
             }
         )
-        result = unlearn(
+        solve = unlearn if processes is None else partial(unlearn_together, processes)
+        result = solve(
             *(task.stored.model, task.data, task.forget),
             objective=task.stored.objective,
             method=method,
