@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 
-__all__ = ["inner", "is_spread", "length", "norm", "spread", "total"]
+__all__ = ["inner", "inners", "is_spread", "length", "norm", "spread", "total"]
 
 _add_parts: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("add_parts", default=None)
 
@@ -59,6 +59,12 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
         [] float64.
     """
     return total(ops.dot(x, y))
+
+
+def inners(*pairs: tuple[Tensor, Tensor]) -> list[float]:
+    """<x, y> of each pair, by one message between the processes."""
+    numbers: list[float] = total(torch.stack([ops.dot(x, y) for x, y in pairs])).tolist()
+    return numbers
 
 
 def norm(x: Tensor) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.errors import InputError
-from ifru_ext.inner import inner, is_spread, length, norm, total
+from ifru_ext.inner import inner, inners, is_spread, length, norm, total
 from ifru_ext.operators import (
     CapturableOperator,
     LinearOperator,
@@ -523,11 +523,10 @@ def _steihaug(
             break
         product(p, ap)
         num_matvecs += 1
-        pap = float(inner(p, ap))
+        pap, pq, xq, xy = inners((p, ap), (p, q), (x, q), (x, y))
         if not math.isfinite(pap):
             reason = SolveReason.NONFINITE
             break
-        pq, xq, xy = float(inner(p, q)), float(inner(x, q)), float(inner(x, y))
         # To the boundary: the positive root of |x + tau p| = radius.
         tau = (-xq + (xq**2 + pq * max(0.0, radius**2 - xy)) ** 0.5) / pq
         alpha = rz / pap if pap > 0 else math.inf

@@ -281,3 +281,26 @@ def messages(group, kind):
             cg(operator, b, rtol=0.0, maxiter=n_iterations, M=operator.ridge_inverse)
             sent.append(group.bytes_sent - before)
     return {"sent": sent[1] - sent[0] - point.bytes_per_product}
+
+
+def parts(group):
+    """Whether interactions that the processes hold anyhow come to those that own their users."""
+    same = {}
+    for kind in KINDS:
+        _, data, _ = problem(kind)
+        mine = torch.arange(group.rank, len(data), group.size).flip(0)
+        if group.rank == group.size - 1 > 0:  # one of them has read nothing, another its rows
+            mine = mine[:0]
+        elif group.rank == 0:
+            last = torch.arange(group.size - 1, len(data), group.size)
+            mine = torch.cat([mine, last]) if group.size > 1 else mine
+        found = ShardedInteractions.of_parts(data.subset(mine), mine, group)
+        expected = ShardedInteractions.of(data, group)
+        names = ("user", "item", "label", "weight", "negative")
+        columns = [[getattr(x.part, name) for name in names] for x in (found, expected)]
+        columns[0] += [found.rows, found.users, found.items]
+        columns[1] += [expected.rows, expected.users, expected.items]
+        pairs = zip(*columns, strict=True)
+        same[kind] = all(a is b is None or torch.equal(a, b) for a, b in pairs)
+        same[kind] &= found.layout.users == expected.layout.users
+    return same

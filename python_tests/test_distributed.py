@@ -197,6 +197,12 @@ def test_sharded_files(run, tmp_path, before, after):
         assert "expected a table 'users'" in result["absent"]
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_file(run, size):
+    for same in run("parts", size):
+        assert same == dict.fromkeys(distributed_cases.KINDS, True)
+
+
 # --- the command line ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,6 +79,31 @@ class ShardedInteractions:
         halo = Halo(layout, items)
         return cls(layout, compact, users - layout.own_users[0], items, rows, halo, n_rows)
 
+    @classmethod
+    def of_parts(
+        cls, part: Interactions, rows: Tensor, group: Group, layout: Layout | None = None
+    ) -> ShardedInteractions:
+        """From interactions that the processes hold anyhow, as each has read a part of a file.
+
+        Args:
+            part: Those that this process holds, perhaps none, among all users and items; with the
+                same columns in each.
+            rows: [n] int64: where they stand among all interactions.
+            group: The processes.
+            layout: Who is to own what; users balanced by their interactions by default.
+
+        Raises:
+            InputError: There are more processes than users or items.
+        """
+        if layout is None:
+            degree = group.total(torch.bincount(part.user, minlength=part.n_users))
+            layout = Layout.balanced(group, degree, part.n_items)
+        names = "user", "item", "label", "weight", "timestamp", "negative"
+        columns = {name: getattr(part, name) for name in names if getattr(part, name) is not None}
+        own = to_owners({"row": rows, **columns}, layout)
+        position = own.pop("row")
+        return cls.of_rows(among_all(own, layout), position, group.count(len(part)), layout)
+
     @property
     def group(self) -> Group:
         """The processes."""
@@ -149,3 +175,30 @@ class ShardedInteractions:
         if part.negative is not None:
             mask |= marked[part.negative + part.n_users].any(1)
         return self.subset(mask)
+
+
+def to_owners(columns: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Rows that the processes hold anyhow, to those that own their users; ascending by "row".
+
+    Args:
+        columns: [n, ...] each, with "user" and "row", where a row stands among all; of the same
+            names, dtypes and shapes [..., ...] in each process.
+        layout: Who owns what.
+    """
+    group, user = layout.group, columns["user"]
+    owner = torch.bucketize(user, torch.tensor(layout.users[1:-1], device=user.device), right=True)
+    order = owner.argsort(stable=True)
+    send = torch.bincount(owner, minlength=group.size).tolist()
+    receive = group.counts(send)
+    own = {name: group.exchange(x[order], send, receive) for name, x in columns.items()}
+    order = own["row"].argsort(stable=True)
+    return {name: x[order] for name, x in own.items()}
+
+
+def among_all(columns: dict[str, Tensor], layout: Layout) -> Interactions:
+    """The interactions of some columns, perhaps without a row, among all users and items."""
+    none = len(columns["user"]) == 0
+    if none:  # the constructor wants a row, which is left out again
+        columns = {name: x.new_zeros(1, *x.shape[1:]) for name, x in columns.items()}
+    part = Interactions(**cast(Any, columns), n_users=layout.n_users, n_items=layout.n_items)
+    return part.subset(torch.zeros_like(part.positive)) if none else part

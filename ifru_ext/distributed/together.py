@@ -10,14 +10,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ifru_ext.anchored import Anchor, Regime
 from ifru_ext.choices import Curvature, Method, Solver
-from ifru_ext.distributed.data import ShardedInteractions
+from ifru_ext.distributed.data import ShardedInteractions, among_all, to_owners
 from ifru_ext.distributed.group import Group, ProcessLostError
 from ifru_ext.distributed.layout import Layout
 from ifru_ext.distributed.model import ShardedModel
@@ -187,9 +187,15 @@ class _Task:
     ) -> _Task:
         """From what process 0 sends, which alone has the last four."""
         layout = Layout(group, tuple(said["users"]), tuple(said["items"]))
-        own = _scattered_columns(layout, said["columns"], columns)
-        part = _interactions(layout, own)
-        data = ShardedInteractions.of_rows(part, own["row"], said["n_rows"], layout)
+        if columns is None:
+            columns = {
+                name: torch.empty(0, *shape, dtype=_COLUMN_DTYPES.get(name, torch.int64))
+                for name, shape in said["columns"].items()
+            }
+        own = to_owners(columns, layout)
+        rows, forgotten = own.pop("row"), own.pop("forgotten").bool()
+        part = among_all(own, layout)
+        data = ShardedInteractions.of_rows(part, rows, said["n_rows"], layout)
         like = torch.empty(0, said["dim"], dtype=_DTYPES[said["dtype"]])
         alpha, frozen = said["alpha"], said["frozen"]
         model = ShardedModel.of_rows(
@@ -204,7 +210,7 @@ class _Task:
             mu = layout.scattered(none if damping is None else damping, none)
         ended = said["anchor"]
         kept = None if ended is None else _scattered_anchor(layout, ended, anchor, said["dim"])
-        return cls(model, data, own["forgotten"].bool(), kept, mu, said)
+        return cls(model, data, forgotten, kept, mu, said)
 
 
 def _solve(
@@ -357,38 +363,6 @@ def _columns(data: Interactions, forgotten: Tensor) -> dict[str, Tensor]:
 
 
 _COLUMN_DTYPES = {"label": torch.float32, "weight": torch.float32, "forgotten": torch.uint8}
-
-
-def _scattered_columns(
-    layout: Layout, shapes: dict[str, list[int]], columns: dict[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Each process's rows, in their order."""
-    order: Tensor | None = None
-    cuts: list[int] = []
-    if columns is not None:
-        bounds = torch.tensor(layout.users[1:-1])
-        owner = torch.bucketize(columns["user"], bounds, right=True)
-        order = owner.argsort(stable=True)
-        cuts = torch.bincount(owner, minlength=layout.group.size).tolist()
-    own = {}
-    for name, shape in shapes.items():
-        like = torch.empty(0, *shape, dtype=_COLUMN_DTYPES.get(name, torch.int64))
-        parts: tuple[Tensor, ...] = ()
-        if columns is not None and order is not None:
-            parts = columns[name][order].split(cuts)
-        own[name] = layout.group.scattered(parts, like)
-    return own
-
-
-def _interactions(layout: Layout, own: dict[str, Tensor]) -> Interactions:
-    """Those of one process, perhaps none."""
-    names = "user", "item", "label", "weight", "negative"
-    columns = {name: own[name] for name in names if name in own}
-    none = len(own["user"]) == 0
-    if none:  # the constructor wants a row, which is left out again
-        columns = {name: column.new_zeros(1, *column.shape[1:]) for name, column in columns.items()}
-    part = Interactions(**cast(Any, columns), n_users=layout.n_users, n_items=layout.n_items)
-    return part.subset(torch.zeros(1, dtype=torch.bool)) if none else part
 
 
 _ANCHOR_PARTS = ("damping", "times", "linear")
