@@ -34,6 +34,12 @@ from ifru_ext.distributed import (
     unlearn_together,
 )
 from ifru_ext.distributed.checkpoint import load_rows, save_sharded
+from ifru_ext.distributed.columns import (
+    ColumnObjective,
+    columns_of,
+    unlearn_columns,
+    whole_embedding,
+)
 from ifru_ext.errors import InputError
 from ifru_ext.inner import inner
 from ifru_ext.io.checkpoint import FileCheckpoint
@@ -304,3 +310,43 @@ def parts(group):
         same[kind] = all(a is b is None or torch.equal(a, b) for a, b in pairs)
         same[kind] &= found.layout.users == expected.layout.users
     return same
+
+
+COLUMN_UNLEARNINGS = [name for name in UNLEARNINGS if name != "bpr"]
+
+
+def columns(group):
+    """Products and requests with some columns of all rows in each process."""
+    results = {}
+    for kind in ("mf", "lightgcn"):
+        model, data, objective = problem(kind)
+        own = ColumnObjective(**objective.to_json(), group=group)
+        v = columns_of(model.with_embedding(vectors(model)[0]), group).embedding
+        with group.spread():
+            point = own.linearize(columns_of(model, group), data)
+            hessian, ggn = HessianOperator.at(point, 0.1), GaussNewtonOperator.at(point, 0.1)
+            before = group.bytes_sent
+            hv = hessian.matvec(v)
+            sent = group.bytes_sent - before
+            several = ggn.matvec(torch.stack([v, -v]))
+            found = {"gradient": point.gradient(), "hessian": hv, "ggn": several[0]}
+            assert torch.equal(several[1], -several[0])
+            results[kind] = {
+                "value": point.value,
+                "sent": sent,
+                "expected": point.bytes_per_product,
+                **{name: gathered_columns(x, group) for name, x in found.items()},
+            }
+    for name in COLUMN_UNLEARNINGS:
+        model, data, forget, options = request(name)
+        result = unlearn_columns(group, model, data, forget, **options)
+        report = json.dumps(result.report.to_json())
+        whole = whole_embedding(result.model, group)
+        with group.spread():
+            certified = result.certify()
+        results[name] = {"embedding": whole, "report": report, "certified": certified}
+    return results
+
+
+def gathered_columns(x, group):
+    return group.gathered(x.T.contiguous()).T.contiguous()

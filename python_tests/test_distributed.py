@@ -107,27 +107,55 @@ def test_products(once, kind, size):
 _LOOKED_AT_BELOW = ("reasons", "seconds", "environment", "damping", "pruning")
 
 
+def check_unlearned(result, embedding, report):
+    close(result["embedding"], embedding, 1e-9)
+    found = json.loads(result["report"])
+    for key, value in report.items():
+        if isinstance(value, float):
+            assert found[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
+        elif value is not None and key not in _LOOKED_AT_BELOW:
+            assert found[key] == value, key
+    reasons = [[r.split(":")[0] for r in rs["reasons"]] for rs in (found, report)]
+    assert reasons[0] == reasons[1]
+    assert found["damping"] == pytest.approx(report["damping"])
+    for key, values in (report["pruning"] or {}).items():
+        assert found["pruning"][key] == pytest.approx(values), key
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", distributed_cases.UNLEARNINGS)
 def test_unlearning(once, expected, name, size):
-    embedding, report = expected(name)
     for results in once("unlearnings", size):
-        result = results[name]
-        close(result["embedding"], embedding, 1e-9)
-        found = json.loads(result["report"])
-        for key, value in report.items():
-            if isinstance(value, float):
-                assert found[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
-            elif value is not None and key not in _LOOKED_AT_BELOW:
-                assert found[key] == value, key
-        reasons = [[r.split(":")[0] for r in rs["reasons"]] for rs in (found, report)]
-        assert reasons[0] == reasons[1]
-        assert found["damping"] == pytest.approx(report["damping"])
-        for key, values in (report["pruning"] or {}).items():
-            assert found["pruning"][key] == pytest.approx(values), key
+        check_unlearned(results[name], *expected(name))
 
 
-@pytest.mark.parametrize("case", ["products", "unlearnings"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", distributed_cases.COLUMN_UNLEARNINGS)
+def test_unlearning_by_columns(once, expected, name, size):
+    for results in once("columns", size):
+        check_unlearned(results[name], *expected(name))
+        report = json.loads(results[name]["report"])
+        measured = report["residual_all"] or results[name]["certified"]
+        assert results[name]["certified"] == pytest.approx(measured, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["mf", "lightgcn"])
+def test_products_by_columns(once, kind, size):
+    model, data, objective = distributed_cases.problem(kind)
+    v, _ = distributed_cases.vectors(model)
+    point = objective.linearize(model, data)
+    hessian, ggn = HessianOperator.at(point, 0.1), GaussNewtonOperator.at(point, 0.1)
+    for results in once("columns", size):
+        result = results[kind]
+        assert result["value"] == pytest.approx(point.value, rel=1e-12)
+        close(result["gradient"], point.gradient())
+        close(result["hessian"], hessian.matvec(v))
+        close(result["ggn"], ggn.matvec(v))
+        assert result["sent"] == result["expected"]
+
+
+@pytest.mark.parametrize("case", ["products", "unlearnings", "columns"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_same_bits(once, run, case, size):
     for kind in once(case, size)[0]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -185,6 +186,22 @@ class Group:
         ones = [1] * self.size
         mine = numbers.reshape(1, -1).expand(self.size, -1)
         return self.exchange(mine, ones, ones).sum(0, dtype=numbers.dtype).view(numbers.shape)
+
+    def summed(self, numbers: Tensor) -> Tensor:
+        """`total` of many numbers: each process adds up a part of them, and sends its sums to all.
+
+        Args:
+            numbers: [k], k the same in each.
+        """
+        if self.size == 1:
+            return numbers
+        n = numbers.shape[0]
+        cuts = [n * r // self.size for r in range(self.size + 1)]
+        send = [b - a for a, b in pairwise(cuts)]
+        mine = send[self.rank]
+        parts = self.exchange(numbers, send, [mine] * self.size).view(self.size, mine)
+        sums = parts.sum(0)
+        return self.exchange(sums.repeat(self.size), [mine] * self.size, send)
 
     def count(self, number: int) -> int:
         """The sum of a number of each process."""
