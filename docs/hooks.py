@@ -32,7 +32,7 @@ PYTHON = {
     "Several processes": (
         "distributed.group distributed.layout distributed.data distributed.model "
         "distributed.linearization distributed.removal distributed.unlearning distributed.together "
-        "distributed.checkpoint"
+        "distributed.columns distributed.checkpoint"
     ),
     "Linear algebra": "operators solvers preconditioners lanczos newton comparison",
     "Ops": "ops functional reference adjacency triples",
