@@ -297,10 +297,10 @@ def test_killed_processes(command, prepared, tmp_path):
     expected = load_model(store).model.embedding
     data, store = fresh(prepared, tmp_path)
     for _ in range(KILLS):
-        rank, after = generator.randrange(3), generator.uniform(0, seconds)
-        codes, _, err = command(3, *argv, "--timeout", 20, killed=[rank, after])
+        rank, after = generator.randrange(3), generator.uniform(0.2, 1) * seconds
+        codes, _, err = command(3, *argv, "--timeout", 5, killed=[rank, after])
         for other in {0, 1, 2} - {rank}:
-            assert codes[other] in (0, 2, 4), (codes, err)
+            assert codes[other] in (0, 4), (codes, err)
             assert err[other].count("error: ") == (codes[other] != 0), err
         with ModelStore.open(store) as opened:
             opened.load()

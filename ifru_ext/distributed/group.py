@@ -86,6 +86,7 @@ class Group:
 
         Raises:
             InputError: The variables of the launcher are missing or wrong.
+            ProcessLostError: The processes do not find one another in time.
         """
         backend = {"cpu": "gloo", "cuda": "nccl"}.get(device)
         if backend is None:
@@ -100,9 +101,11 @@ class Group:
             if backend == "nccl":  # a device for each process of a machine
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group(backend, timeout=wait)
-        except (ValueError, RuntimeError) as error:  # of a variable or of the rendezvous
+        except ValueError as error:
+            raise InputError(f"torch.distributed: cannot be initialised ({error})") from None
+        except RuntimeError as error:
             text = str(error).splitlines()[0]
-            raise InputError(f"torch.distributed: cannot be initialised ({text})") from None
+            raise ProcessLostError(f"the other processes cannot be reached ({text})") from None
         try:
             yield cls()
         finally:
