@@ -53,7 +53,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 _ALL = ",".join(VISIBLE)
 _DIMS = "32,64"
-_REPEATS = 9
+_REPEATS = 5
 
 
 @bench.command("hvp")
@@ -323,6 +323,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("spread", "spread", lambda x: f"{x:.0%}"),
     ("cpu ms", "cpu_ms", _digits),
     ("GB/s", "gb_s", lambda x: f"{x:.0f}"),
+    ("of\ngather", "gather_share", lambda x: f"{x:.0%}"),
+    ("of\ncopy", "copy_share", lambda x: f"{x:.0%}"),
     ("error", "relative_error", lambda x: f"{x:.0e}"),
     ("+ MB", "extra_memory_bytes", lambda x: _digits(x / 1e6)),
     ("x\ntorch", "over_torch", lambda x: f"{x:.2f}"),
@@ -362,7 +364,8 @@ def _print_section(section: dict[str, Any]) -> None:
 def _print_machine(report: dict[str, Any]) -> None:
     out.print(
         "Medians of float32. *: the strongest form in plain torch. spread: between the quartiles. "
-        "GB/s: by the bytes that the algorithm moves, caches not credited. error: against float64. "
+        "GB/s: by the bytes that the algorithm moves, caches not credited: where its share of what "
+        "torch gathers or copies is above 100%, they served a part. error: against float64. "
         "+ MB: what one call adds to the peak memory. x: how many times faster. Times of several "
         "vectors are per vector."
     )
