@@ -76,7 +76,7 @@ def times_of(report: dict[str, Any]) -> dict[str, Row]:
                     continue
                 name = ", ".join(_labels(section) + _labels(row))
                 if name in found:
-                    raise ReportError(f"compare: expected one measurement of each name, got {name}")
+                    raise ReportError(f"compare: expected one row of each name, got {name}")
                 quartiles = (row.get(key, row[median]) for key in (low, high))
                 found[name] = Row(unit * row[median], *(unit * value for value in quartiles))
                 break
