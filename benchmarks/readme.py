@@ -9,7 +9,7 @@ from typing import Any
 
 from figures import roofline_picture, speedup_picture
 from kernels import kernels_text
-from tables import cg_text, compat_text, hvp_text, propagate_text, unlearn_text
+from tables import cg_text, compat_text, hvp_text, peers_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,7 @@ GENERATED = {
         "hvp": ("benchmarks/results/hvp.json", hvp_text),
         "propagate": ("benchmarks/results/propagate.json", propagate_text),
         "cg": ("benchmarks/results/cg.json", cg_text),
+        "peers": ("benchmarks/results/peers.json", peers_text),
         "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
         "compat": ("benchmarks/results/compat.json", compat_text),
     },
