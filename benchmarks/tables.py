@@ -94,9 +94,9 @@ def peers_text(report: dict[str, Any]) -> str:
     notes = (
         "Milliseconds of processor time, and how many times more than ours. One product or one "
         "solve with the exact Hessian of matrix factorisation, binary cross-entropy of all rows at "
-        "once; solves by conjugate gradients to a relative residual of 1e-4, damped so far that the "
-        f"matrix is positive definite. {versions}, torch {e['torch']}, each at its fastest setting "
-        "(`benchmarks/peers.py`); medians, float32, interleaved."
+        "once; solves by conjugate gradients to a relative residual of 1e-4, with a damping that "
+        f"makes the matrix positive definite. {versions}, torch {e['torch']}, each at its fastest "
+        "setting (`benchmarks/peers.py`); medians, float32, interleaved."
     )
     return "\n\n".join([_table(head, rows), " ".join([notes, *left_out])])
 
