@@ -33,6 +33,7 @@ __all__ = ["bench"]
 
 bench = typer.Typer(help="Measures the ops against plain torch, checked and interleaved.")
 out = Console(highlight=False)
+out.width = max(out.width, 100)  # what the tables need
 
 _RESULTS = Path("benchmarks/results")
 
@@ -323,8 +324,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("spread", "spread", lambda x: f"{x:.0%}"),
     ("cpu ms", "cpu_ms", _digits),
     ("GB/s", "gb_s", lambda x: f"{x:.0f}"),
-    ("of\ngather", "gather_share", lambda x: f"{x:.0%}"),
-    ("of\ncopy", "copy_share", lambda x: f"{x:.0%}"),
+    ("of\ngather", "gather_share", lambda x: f"{x:.2g}"),
+    ("of\ncopy", "copy_share", lambda x: f"{x:.2g}"),
     ("error", "relative_error", lambda x: f"{x:.0e}"),
     ("+ MB", "extra_memory_bytes", lambda x: _digits(x / 1e6)),
     ("x\ntorch", "over_torch", lambda x: f"{x:.2f}"),
@@ -364,9 +365,9 @@ def _print_section(section: dict[str, Any]) -> None:
 def _print_machine(report: dict[str, Any]) -> None:
     out.print(
         "Medians of float32. *: the strongest form in plain torch. spread: between the quartiles. "
-        "GB/s: by the bytes that the algorithm moves, caches not credited: where its share of what "
-        "torch gathers or copies is above 100%, they served a part. error: against float64. "
-        "+ MB: what one call adds to the peak memory. x: how many times faster. Times of several "
+        "GB/s: by the bytes that the algorithm moves, caches not credited. of gather, of copy: "
+        "share of what torch itself gathers and copies; above 1 the caches served a part. error: "
+        "against float64. + MB: what one call adds to the peak memory. x: how many times faster. Times of several "
         "vectors are per vector."
     )
     for line in report["bandwidth"]:
