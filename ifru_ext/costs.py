@@ -23,6 +23,8 @@ __all__ = [
     "graph_build",
     "held",
     "item_exchange",
+    "lanczos",
+    "large_request",
     "product",
     "propagation",
     "restricted_product",
@@ -259,6 +261,36 @@ def small_request(s: Sizes, n_entries: int, n_rows: int, n_products: int) -> tup
     summed = Traffic(entry, n_entries * (s.index + s.number), entry, 2 * s.dim * n_entries)
     block = restricted_product(s, n_entries, n_rows)
     return 2 * copied, 2 * made, 2 * summed, n_products * block
+
+
+def large_request(s: Sizes, n_products: int) -> tuple[Traffic, ...]:
+    """An influence step, by the filter, on the rows of most interactions of a factorisation.
+
+    Before and after, the derivatives and the gradient of all interactions are made. Before the
+    first, label and weight are brought into their order, each on a cache line of its own. Around a
+    product the rows' vector and diagonal are spread over all rows, and the result's rows taken.
+    """
+    ordered = Traffic(2 * s.n_interactions * _CACHE_LINE, 0, s.n_interactions * (4 + 1))
+    spread = Traffic(streamed=6 * s.n_nodes * s.row, calls=3)
+    return (
+        ordered,
+        2 * derivatives(s),
+        2 * gradient(s),
+        n_products * product(s),
+        n_products * spread,
+        lanczos(s, s.n_nodes, n_products),
+    )
+
+
+def lanczos(s: Sizes, n_rows: int, n_steps: int) -> Traffic:
+    """The vector work of so many steps of Lanczos' method over some rows, beside the products.
+
+    Of the k-th step: k vectors are read twice to orthogonalise a new one, and nine more are read or
+    written; in the end all are added up.
+    """
+    vectors = n_steps * (n_steps + 1) + 10 * n_steps
+    flops = 4 * vectors * n_rows * s.dim
+    return Traffic(streamed=vectors * n_rows * s.row, flops=flops, calls=8 * n_steps)
 
 
 def conjugate_gradients(s: Sizes, n_rows: int) -> Traffic:
