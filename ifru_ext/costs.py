@@ -27,6 +27,7 @@ __all__ = [
     "large_request",
     "product",
     "propagation",
+    "restricted_evaluation",
     "restricted_product",
     "small_request",
 ]
@@ -249,18 +250,24 @@ def restricted_product(s: Sizes, n_entries: int, n_rows: int) -> Traffic:
 def small_request(s: Sizes, n_entries: int, n_rows: int, n_products: int) -> tuple[Traffic, ...]:
     """An influence step on a few rows of matrix factorisation, certificate included.
 
-    Twice, before and after, the features of the nodes that the entries name are copied, the
-    derivatives made and the rows of the gradient summed; the products lie between. At most each
-    entry names a node of its own.
+    The products lie between two evaluations, before and after.
     """
-    entry = n_entries * s.feature_row
-    copied = Traffic(entry, entry, s.n_nodes * s.feature_row)
-    made = Traffic(
-        2 * entry, n_entries * (2 * s.index + 4 * s.number), entry, 2 * s.dim * n_entries
+    evaluation = (2 * traffic for traffic in restricted_evaluation(s, n_entries))
+    return *evaluation, n_products * restricted_product(s, n_entries, n_rows)
+
+
+def restricted_evaluation(s: Sizes, n_entries: int) -> tuple[Traffic, ...]:
+    """Some rows of the gradient, with the derivatives of their entries.
+
+    The features of the nodes that the entries name are copied, at most one for each entry; the
+    derivatives gather both ends of an entry, and the sums one.
+    """
+    rows, flops = n_entries * s.feature_row, 2 * s.dim * n_entries
+    return (
+        Traffic(rows, rows, s.n_nodes * s.feature_row),
+        Traffic(2 * rows, n_entries * (2 * s.index + 4 * s.number), rows, flops),
+        Traffic(rows, n_entries * (s.index + s.number), rows, flops),
     )
-    summed = Traffic(entry, n_entries * (s.index + s.number), entry, 2 * s.dim * n_entries)
-    block = restricted_product(s, n_entries, n_rows)
-    return 2 * copied, 2 * made, 2 * summed, n_products * block
 
 
 def large_request(s: Sizes, n_products: int) -> tuple[Traffic, ...]:

@@ -30,7 +30,7 @@ from ifru_ext.costs import H100, Machine, Sizes, Traffic
 from ifru_ext.datasets import synthetic
 from ifru_ext.environment import environment
 from ifru_ext.forget import Forget
-from ifru_ext.graph import BipartiteGraph
+from ifru_ext.graph import BipartiteGraph, propagates_by_stream
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import MatrixFactorization
 from ifru_ext.objective import Objective
@@ -257,7 +257,7 @@ def _propagation(data: Interactions, s: Sizes) -> _Phase:
     return _Phase(
         f"propagation, {N_LAYERS} layers",
         lambda: graph.propagate(x, alpha, out=out, scratch=scratch),
-        lambda _: [costs.propagation(s, N_LAYERS, stream=True)],
+        lambda _: [costs.propagation(s, N_LAYERS, stream=propagates_by_stream(x))],
         lambda y: _checked("propagation", float((y - x).norm() / x.norm())),
     )
 
