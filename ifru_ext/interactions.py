@@ -25,21 +25,40 @@ class Omitted:
     """Rows of some interactions that do not count, without a new index of the rest.
 
     Attributes:
+        data: The interactions.
         rows: [k] int64, ascending.
-        kept: bool [n]: the other rows.
-        degree: [N] int64: the rows omitted at each node.
     """
 
+    data: Interactions
     rows: Tensor
-    kept: Tensor
-    degree: Tensor
 
     @classmethod
     def of(cls, data: Interactions, kept: Tensor) -> Omitted:
         """From the mask of the rows that count."""
-        rows = (~kept).nonzero()[:, 0]
-        ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
-        return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
+        return cls(data, (~kept).nonzero()[:, 0])
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Bool [n]: the other rows; made when asked for."""
+        kept = torch.ones(len(self.data), dtype=torch.bool, device=self.rows.device)
+        kept[self.rows] = False
+        return kept
+
+    def kept_at(self, rows: Tensor) -> Tensor:
+        """Bool [m]: whether these rows count; the cost follows their number and k."""
+        if "kept" in self.__dict__ or len(self.data) <= 8 * len(rows):
+            return self.kept.index_select(0, rows)
+        return torch.isin(rows, self.rows.to(rows.dtype), invert=True)
+
+    def degrees(self, nodes: Tensor | None = None) -> Tensor:
+        """[N] int64, or [S] of some nodes: the rows omitted at each."""
+        data = self.data
+        ends = torch.cat([data.user[self.rows], data.item[self.rows] + data.n_users])
+        if nodes is None:
+            return torch.bincount(ends, minlength=data.n_nodes)
+        ends = ends.sort().values
+        first, end = (torch.searchsorted(ends, nodes, right=right) for right in (False, True))
+        return end - first
 
 
 _COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
@@ -263,7 +282,7 @@ class Interactions:
         degree = self.adjacency.degrees(nodes)
         if omitted is None:
             return degree
-        return degree - (omitted.degree if nodes is None else omitted.degree[nodes])
+        return degree - omitted.degrees(nodes)
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.
