@@ -125,7 +125,7 @@ class Interactions:
             )
         if weight is not None:
             weight = as_numbers("weight", weight, user, torch.float32)
-            if bool((weight < 0).any()):
+            if weight.min() < 0:
                 row = int((weight < 0).nonzero()[0])
                 raise InputError(
                     f"weight: expected numbers >= 0, got {float(weight[row]):g} in row {row}"
@@ -168,6 +168,9 @@ class Interactions:
     @cached_property
     def first_label_outside_unit(self) -> int | None:
         """The first row whose label is outside [0, 1], or None; looked for once."""
+        least, largest = torch.aminmax(self.label) if len(self) else (0, 1)
+        if least >= 0 and largest <= 1:
+            return None
         outside = ((self.label < 0) | (self.label > 1)).nonzero()
         return int(outside[0]) if len(outside) else None
 
