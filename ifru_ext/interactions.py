@@ -17,7 +17,7 @@ from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 from ifru_ext.triples import Triples
 
-__all__ = ["Interactions", "Omitted"]
+__all__ = ["COLUMNS", "Interactions", "Omitted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,8 @@ class Omitted:
         return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
 
 
-_COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
+COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
+"""The attributes with one value, or one row, for each interaction."""
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -354,7 +355,7 @@ class Interactions:
             InputError: There is no such device.
         """
         device = as_device("device", device)
-        columns = {name: self.__dict__[name] for name in _COLUMNS}
+        columns = {name: self.__dict__[name] for name in COLUMNS}
         other = self._with(**{n: None if c is None else c.to(device) for n, c in columns.items()})
         for name in ("n_duplicates", "first_label_outside_unit"):
             if name in self.__dict__:
@@ -370,7 +371,7 @@ class Interactions:
         same on every machine and device.
         """
         digest = hashlib.sha256(f"interactions {len(self)} {self.shape}".encode())
-        for name in _COLUMNS:
+        for name in COLUMNS:
             column: Tensor | None = getattr(self, name)
             if column is None:
                 continue
@@ -392,8 +393,14 @@ class Interactions:
 
     def _with(self, **changes: Tensor | int | None) -> Interactions:
         """Other columns, valid by construction; computed properties are left behind."""
-        other = object.__new__(Interactions)
-        other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)
+        own = {f.name: self.__dict__[f.name] for f in fields(self)}
+        return self._unchecked(**{**own, **changes})
+
+    @classmethod
+    def _unchecked(cls, **attributes: Tensor | int | IdMap | None) -> Interactions:
+        """From all attributes, valid by construction."""
+        other = object.__new__(cls)
+        other.__dict__.update(attributes)
         return other
 
 

@@ -262,6 +262,8 @@ PYBIND11_MODULE(_host, m) {
       "each row; edge holds the interaction's row. int32 where every value fits, else int64. out: "
       "None, or where to write: (rowptr, neighbor, edge, scratch [3E]), None for what is to be "
       "allocated.");
+  m.def("fits_int32", &ifru::host::fits_int32, py::arg("n_nodes"), py::arg("n_interactions"),
+        "Whether the indices of an adjacency are int32, else int64.");
   m.def("balanced_cuts", &balanced_cuts, py::arg("rowptr").noconvert(), py::arg("first"),
         py::arg("last"), py::arg("n_cuts"),
         "[n_cuts + 1] bounds of intervals of the columns [first, last) with about equal numbers "
