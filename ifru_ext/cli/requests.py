@@ -42,6 +42,7 @@ from ifru_ext.interactions import Interactions
 from ifru_ext.io.requests import Known, Request, parse_time
 from ifru_ext.io.store import StoredModel, encode_model
 from ifru_ext.io.versions import ModelStore
+from ifru_ext.phases import phase
 from ifru_ext.planning import Plan, plan
 from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason
@@ -159,9 +160,11 @@ class _Task:
 
     @classmethod
     def of(cls, store: ModelStore, data: Path, asked: _Asked) -> _Task:
-        stored = store.load()
+        with phase("reading the model"):
+            stored = store.load()
         reading = Reading.given(*asked.columns, stored.settings)
-        read, rows = read_data(store, stored, data, reading)
+        with phase("reading the data"):
+            read, rows = read_data(store, stored, data, reading)
         known = Known(*_id_maps(stored), asked.ignore_unknown)
         request = asked.request(known, reading)
         digest = request.digest(known, store.salt)
@@ -398,10 +401,12 @@ def unlearn_command(
             voice.note(f"went on from Newton step {checkpoint.resumed} of an interrupted run")
         check_solved(result.report)
         bar.show("certifying")
+        with phase("certificate"):
+            # A person waits for the file to be read anyway: this residual is worth it.
+            residual_all = result.certify()
         final = dataclasses.replace(
             result.report,
-            # A person waits for the file to be read anyway: this residual is worth it.
-            residual_all=result.certify(),
+            residual_all=residual_all,
             # What was asked for is the residual of the model as it is written, in its precision.
             solve_converged=(
                 result.solve.converged if rtol is None else result.report.residual <= rtol
@@ -409,10 +414,13 @@ def unlearn_command(
         )
         report = final.to_json()
         bar.show("reporting")
-        found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
+        with phase("evidence"):
+            found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
         report.update(evidence=found.to_json(), history=list(result.solve.history))
-        page = _page(store, task, result, final, found)
-        line = _write(store, task, result, report, page, erase)
+        with phase("report"):
+            page = _page(store, task, result, final, found)
+        with phase("writing"):
+            line = _write(store, task, result, report, page, erase)
         if purge and final.solve_converged:  # else undoing it is still of use
             _purge(store, voice)
         head = store.ledger.head
