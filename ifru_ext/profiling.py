@@ -184,7 +184,7 @@ def profile(*, roofline: bool = True) -> Iterator[Profile]:
     try:
         with (
             torch.profiler.profile(
-                activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+                activities=activities, record_shapes=True, profile_memory=True
             ) as session,
             recorder.phase(_WHOLE),
         ):

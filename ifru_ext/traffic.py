@@ -255,7 +255,7 @@ _Rule = Callable[[list[Size], bool], int]
 
 def _elementwise(sizes: list[Size], in_place: bool) -> int:
     """All are read; the result is like the first in place, else like the largest."""
-    result = sizes[0] if in_place else max(sizes, key=lambda size: size.numel)
+    result = sizes[0] if in_place else max(sizes, key=lambda size: size.nbytes)
     return sum(size.nbytes for size in sizes) + result.nbytes
 
 

@@ -48,7 +48,24 @@ from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason
 from ifru_ext.unlearning import UnlearnReport, UnlearnResult, unlearn
 
-__all__ = ["REPORT", "check_solved", "read_data", "register", "say_solve"]
+__all__ = [
+    "REPORT",
+    "BeforeOption",
+    "EraseOption",
+    "HopsOption",
+    "IgnoreUnknown",
+    "ItemsOption",
+    "KeepOption",
+    "MethodOption",
+    "RequestOption",
+    "RtolOption",
+    "UsersOption",
+    "check_solved",
+    "read_data",
+    "register",
+    "say_solve",
+    "unlearn_command",
+]
 
 REPORT = "report.json"
 _IDS_HELP = (
@@ -89,6 +106,10 @@ HopsOption = Annotated[
 ]
 KeepOption = Annotated[
     float, typer.Option("--keep", help="Share of each hop beyond the first that may change.")
+]
+RtolOption = Annotated[
+    float | None,
+    typer.Option(help="Residual to reach, relative to what the forgotten rows contributed."),
 ]
 EraseOption = Annotated[
     Literal["zero", "mean"], typer.Option("--erase", help="What a row without data becomes.")
@@ -313,10 +334,7 @@ def unlearn_command(
     label_column: LabelColumn = None,
     threshold: Threshold = None,
     method: MethodOption = "auto",
-    rtol: Annotated[
-        float | None,
-        typer.Option(help="Residual to reach, relative to what the forgotten rows contributed."),
-    ] = None,
+    rtol: RtolOption = None,
     hops: HopsOption = None,
     keep: KeepOption = 1.0,
     erase: EraseOption = "zero",
