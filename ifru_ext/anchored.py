@@ -28,6 +28,7 @@ from ifru_ext.linearization import (
 from ifru_ext.models import RecommenderModel, is_finite
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator
+from ifru_ext.phases import phase
 from ifru_ext.removal import Removal
 from ifru_ext.solvers import norm
 
@@ -273,14 +274,17 @@ class Start:
         model = removal.start
         if dtype is not None and dtype != model.dtype:
             model = model.to(dtype)
-        g = removal.forget_gradient(rows) if g is None else g
+        if g is None:
+            with phase("forget gradient"):
+                g = removal.forget_gradient(rows)
         linearize, data, omitted = removal.objective.linearize, removal.data, removal.omitted
         point: Linearization | RestrictedLinearization
-        if rows is None:
-            point = linearize(model, data, omitted=omitted)
-        else:
-            point = linearize(model, data, rows, omitted=omitted)
-        return cls(removal, rows, g, point, point.gradient().double())
+        with phase("linearisation"):
+            if rows is None:
+                point = linearize(model, data, omitted=omitted)
+            else:
+                point = linearize(model, data, rows, omitted=omitted)
+            return cls(removal, rows, g, point, point.gradient().double())
 
     @cached_property
     def rho(self) -> Tensor:
@@ -362,8 +366,9 @@ class AnchoredObjective:
         """The point x [S, d]."""
         if x is self.x0:
             return self.start
-        point = self._start.linearization.at(self.model(x))
-        gradient = point.gradient().sub_(self.linear)
+        with phase("linearisation"):
+            point = self._start.linearization.at(self.model(x))
+            gradient = point.gradient().sub_(self.linear)
         gradient.addcmul_(self.damping[:, None], x - self.x0)
         return AnchoredPoint(self, point, x, gradient)
 

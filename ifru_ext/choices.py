@@ -19,6 +19,7 @@ from ifru_ext.minimize import Solution
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator, checked_damping
+from ifru_ext.phases import phase
 from ifru_ext.pruning import Pruning, Selection
 from ifru_ext.removal import Erase, Removal, parse
 from ifru_ext.solvers import SolveReason, cg, norm
@@ -234,7 +235,8 @@ def rows_of(removal: Removal, pruning: Pruning | None) -> tuple[Selection | None
     """The selection, and the rows to solve for: those selected and not erased; None for all."""
     selection = None
     if pruning is not None:
-        selection = pruning.select(removal.data, removal.omitted.rows)
+        with phase("selection"):
+            selection = pruning.select(removal.data, removal.omitted.rows)
         rows = selection.rows[~torch.isin(selection.rows, removal.erased)]
         if len(rows):
             return selection, rows
@@ -400,5 +402,6 @@ def ratio(part: float, whole: float) -> float:
 @contextmanager
 def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
+    with phase(name):
+        yield
     seconds[name] = time.perf_counter() - start

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.operators import LinearOperator
+from ifru_ext.phases import count
 from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
 
 __all__ = [
@@ -180,6 +181,7 @@ def trust_region_newton(
         with torch.inference_mode():
             curvature = float(ops.dot(step, hessian.matvec(step)))
         num_matvecs += 1
+        count(products=1)
         slope = float(ops.dot(point.gradient, step))
         predicted = -(slope + 0.5 * curvature)
         candidate = evaluate(x + step)

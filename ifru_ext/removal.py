@@ -18,6 +18,7 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
 from ifru_ext.models import MatrixFactorization, RecommenderModel
 from ifru_ext.objective import Loss, Objective
+from ifru_ext.phases import phase
 
 __all__ = ["Erase", "Removal", "Spillover", "parse"]
 
@@ -94,7 +95,8 @@ class Removal:
         erased = touched[objective.degrees(data, touched, omitted) == 0]
         start = model
         if model.graph is not None:
-            graph = BipartiteGraph.from_interactions(data)
+            with phase("graph"):
+                graph = BipartiteGraph.from_interactions(data)
             if not model.graph.adjacency.same_as(graph.adjacency):
                 raise InputError(
                     f"model: expected the graph of the {graph.n_edges} positive interactions of "
@@ -102,7 +104,8 @@ class Removal:
                 )
             edges = data.positive & omitted.kept
             pairs = data.user[edges], data.item[edges]
-            adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
+            with phase("graph"):
+                adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             if how is Erase.ZERO:

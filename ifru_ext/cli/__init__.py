@@ -10,6 +10,7 @@ from ifru_ext.cli import (
     evidence,
     history,
     mapping,
+    profiling,
     requests,
     training,
 )
@@ -18,5 +19,14 @@ from ifru_ext.cli.app import run
 __all__ = ["run"]
 
 # In the order of the help; importing the modules alone defines nothing on the application.
-for module in (training, requests, evidence, history, mapping, demonstration, benching):
+for module in (
+    training,
+    requests,
+    evidence,
+    history,
+    mapping,
+    demonstration,
+    benching,
+    profiling,
+):
     module.register()
