@@ -367,8 +367,8 @@ def _print_machine(report: dict[str, Any]) -> None:
         "Medians of float32. *: the strongest form in plain torch. spread: between the quartiles. "
         "GB/s: by the bytes that the algorithm moves, caches not credited. of gather, of copy: "
         "share of what torch itself gathers and copies; above 1 the caches served a part. error: "
-        "against float64. + MB: what one call adds to the peak memory. x: how many times faster. Times of several "
-        "vectors are per vector."
+        "against float64. + MB: what one call adds to the peak memory. x: how many times faster. "
+        "Times of several vectors are per vector."
     )
     for line in report["bandwidth"]:
         out.print(
