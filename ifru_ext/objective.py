@@ -22,16 +22,17 @@ from ifru_ext.linearization import (
     RestrictedLinearization,
     Scope,
     SlicedLinearization,
+    among_own_nodes,
 )
 from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.triples import Triples
 
-__all__ = ["Linearization", "Loss", "Objective"]
+__all__ = ["FULL_ABOVE", "Linearization", "Loss", "Objective"]
 
 # Of the interactions: with more entries in the rows that a restriction reaches, all rows are made.
 # That visits an interaction once, the restricted product visits it from each end; they broke even
 # between 0.5 and 1.1 for 1e5 and 1e6 interactions, d = 32 and 64, one and two threads.
-_FULL_ABOVE = 0.75
+FULL_ABOVE = 0.75
 
 
 class Loss(Enum):
@@ -277,7 +278,7 @@ class Objective:
 
         def most(nodes: Tensor) -> bool:
             n_entries = int(data.adjacency.degrees(nodes).sum())
-            return is_block and n_entries > _FULL_ABOVE * len(data)
+            return is_block and n_entries > FULL_ABOVE * len(data)
 
         # Triples have no restricted product.
         gathered, reached = self.loss is Loss.BPR or most(rows), rows
@@ -287,11 +288,13 @@ class Objective:
         if gathered:
             full = self._linearize_all(model, data, omitted)
             return GatheredLinearization(model, rows, ridge, full)
-        part = data.adjacency.slice(reached)
+        part, nodes = data.adjacency.slice(reached), None
+        if gcn is None:  # features are the model's rows: of those that the entries name
+            part, nodes = among_own_nodes(part)
         derivatives = self._of_pairs(
             *(model.dtype, data, omitted), part.owner(), part.neighbor, edge=part.edge
         )
-        features = model.features()
+        features = model.features() if nodes is None else model.embedding_at(nodes)
         loss, residual, curvature = derivatives(features)
         return SlicedLinearization(
             model=model,
@@ -299,6 +302,7 @@ class Objective:
             ridge=ridge,
             within=torch.searchsorted(reached, rows),
             part=part,
+            nodes=nodes,
             propagation=None if gcn is None else gcn.graph.induced(reached, gcn.alpha),
             derivatives=derivatives,
             features=features,
@@ -311,7 +315,7 @@ class Objective:
         """Whether `linearize` would make all rows and keep some, for what these rows hold alone."""
         if self.loss is Loss.BPR:
             return True
-        return int(adjacency.degrees(rows).sum()) > _FULL_ABOVE * adjacency.n_interactions
+        return int(adjacency.degrees(rows).sum()) > FULL_ABOVE * adjacency.n_interactions
 
     def _of_pairs(
         self,
@@ -352,10 +356,11 @@ class Objective:
     ) -> Tensor | None:
         """What the loss of each interaction, or of those in `edge`, is multiplied with."""
         scale = self._scale(data, omitted)
-        weight, kept = data.weight, None if omitted is None else omitted.kept
-        if edge is not None:  # first, so that the cost follows their number
-            kept = None if kept is None else kept.index_select(0, edge)
-            weight = None if weight is None else weight.index_select(0, edge)
+        weight, kept = data.weight, None
+        if omitted is not None:
+            kept = omitted.kept if edge is None else omitted.kept_at(edge)
+        if edge is not None and weight is not None:  # first, so that the cost follows their number
+            weight = weight.index_select(0, edge)
         if scale != 1.0:
             like = data.label if edge is None else edge
             weight = scale * (torch.ones_like(like) if weight is None else weight).double()

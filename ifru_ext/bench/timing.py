@@ -279,7 +279,9 @@ def call_overhead(call: Callable[[], object], n_calls: int = 2000, repeats: int 
     return statistics.median(seconds[1:])
 
 
-def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
+def bandwidth(
+    dim: int, device: torch.device, clock: Clock, *, n_bytes: int | None = None
+) -> dict[str, float]:
     """What the memory gives torch itself, in GB/s, with the threads in force.
 
     `copy_gb_s`: from one array to another, bytes read and bytes written counted. `gather_gb_s`:
@@ -290,8 +292,10 @@ def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
         dim: d.
         device: Whose memory.
         clock: Of the device.
+        n_bytes: Of the table; by default more than the caches hold.
     """
-    source = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
+    n_bytes = _BANDWIDTH_BYTES if n_bytes is None else n_bytes
+    source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     table = source.view(-1)[: source.numel() // dim * dim].view(-1, dim)
     n_rows = table.shape[0]
