@@ -24,8 +24,13 @@ CUDA_TORCH ?= torch==2.14.1
 VENV ?= .venv
 BUILD ?= build/cmake
 ARGS ?=
+# Processes that tests run in; `ARGS="-n 0"` runs pytest's in one, where a debugger can stop them.
+WORKERS ?= 2
 
 OP_TESTS := $(addprefix python_tests/test_,device.py gpu.py gpu_solvers.py ops.py pairwise.py)
+
+# Halves of the files, which keeps what a file's tests share in one process; then who is idle helps.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 BIN := $(VENV)/bin
 # Named after the pin, so that another TORCH takes effect; there is one at a time.
@@ -67,7 +72,7 @@ test-cpp: $(INSTALLED)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
 test-python: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -92,12 +97,12 @@ simt: $(ENVIRONMENT)
 		-DCMAKE_BUILD_TYPE=None -DIFRU_PYTHON=OFF -DIFRU_SIMT=ON \
 		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
 	$(BIN)/cmake --build build/simt --target simt
-	$(BIN)/ctest --test-dir build/simt --output-on-failure -R simt_
+	$(BIN)/ctest --test-dir build/simt --output-on-failure --parallel $(WORKERS) -R simt_
 
 # The CUDA ops on an emulated GPU, as the Python tests see them.
 emulated: $(INSTALLED)
 	$(BIN)/cmake --build $(BUILD) --target _ops_emulated
-	$(BIN)/python -m pytest --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
 
 mutants: $(ENVIRONMENT)
 	PATH="$(abspath $(BIN)):$$PATH" python csrc/testing/simt/mutants.py $(ARGS)

@@ -16,7 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
-__all__ = ["COLOURS", "STYLE", "roofline_picture", "save_svg", "speedup_picture"]
+__all__ = [
+    "COLOURS",
+    "INK",
+    "LINE",
+    "MUTED",
+    "STYLE",
+    "roofline_picture",
+    "save_svg",
+    "speedup_picture",
+]
 
 OURS, SLOWER, INK, MUTED, LINE = "#2f7f5f", "#c9b8a8", "#24292f", "#6b7280", "#d9dce1"
 COLOURS = (OURS, "#3b6fb0", "#8a5fb0", "#b0563b", "#b08f3b")  # of lines

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import compare
-from figures import roofline_picture, speedup_picture
-from tables import cg_text, hvp_text, propagate_text, unlearn_text
+from readme import GENERATED, PICTURES
 
 from ifru_ext.bench.command import bench
 from ifru_ext.bench.contenders import CG, HVP, PROPAGATE, Contender
 
 FOLDER = Path("build/bench-smoke")
 PRODUCTS = ("--shapes", "tiny,ml-100k", "--dims", "64", "--repeats", "1")
+SCALE = ("--most", "3e5", "--dim", "16", "--repeats", "1")
 UNLEARN = ("--data", "tiny/mf", "--seeds", "2", "--sequential", "3")
 UNLEARN += ("--models", str(FOLDER / "models"))
 N_SHAPES = 2
@@ -75,18 +75,40 @@ def check_unlearn(report: dict[str, Any]) -> None:
             check(bool(row["verification"]["completeness"]["verdict"]), f"a verdict on {at}")
 
 
-# The arguments that make each benchmark small, what its report has to be, and its table.
-SMALL: dict[str, tuple[Sequence[str], Callable[[dict[str, Any]], None], Callable[..., str]]] = {
-    "hvp": (PRODUCTS, check_products(HVP), hvp_text),
-    "propagate": (PRODUCTS, check_products(PROPAGATE), propagate_text),
-    "cg": (PRODUCTS, check_products(CG), cg_text),
-    "unlearn": (UNLEARN, check_unlearn, unlearn_text),
+def check_scale(report: dict[str, Any]) -> None:
+    """Every phase has a time, and is as right as `ifru bench scale` itself asks for."""
+    sizes = [section["n_interactions"] for section in report["sections"]]
+    check(sizes == sorted(set(sizes)) and len(sizes) > 1, f"growing sizes, got {sizes}")
+    names = {tuple(row["name"] for row in section["phases"]) for section in report["sections"]}
+    check(len(names) == 1, f"the same phases at each size, got {names}")
+    for row in (row for section in report["sections"] for row in section["phases"]):
+        check(row["calls"] > 0 and row["predicted_ms"] > 0, f"{row['name']} to be measured")
+        error = row.get("relative_error", 0.0)
+        check(0 <= error < 1e-4, f"{row['name']} to be right, off by {error}")
+
+
+# The arguments that make each benchmark small, and what its report has to be.
+SMALL: dict[str, tuple[Sequence[str], Callable[[dict[str, Any]], None]]] = {
+    "hvp": (PRODUCTS, check_products(HVP)),
+    "propagate": (PRODUCTS, check_products(PROPAGATE)),
+    "cg": (PRODUCTS, check_products(CG)),
+    "scale": (SCALE, check_scale),
+    "unlearn": (UNLEARN, check_unlearn),
 }
+
+
+def check_table(name: str, text: str) -> None:
+    """A part of the README has tables, and each has a row and as many cells in all of them."""
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    check(bool(tables), f"a table of {name}")
+    for lines in tables:
+        check(len(lines) > 2, f"a table of {name} with rows")
+        check(len({line.count("|") for line in lines}) == 1, f"a table of {name} with even rows")
 
 
 def run(name: str) -> dict[str, Any]:
     """One benchmark, checked."""
-    arguments, checked, table = SMALL[name]
+    arguments, checked = SMALL[name]
     path = FOLDER / f"{name}.json"
     path.unlink(missing_ok=True)  # unlearn adds to what is there
     command = [sys.executable, "-m", "ifru_ext", "bench", name, *arguments, "--json", str(path)]
@@ -95,9 +117,8 @@ def run(name: str) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(path.read_bytes())
     check(report["benchmark"] == name, f"the report of {name}, got {report['benchmark']}")
     checked(report)
-    lines = [line for line in table(report).splitlines() if line.startswith("|")]
-    check(len(lines) > 2, f"a table of {name}")
-    check(len({line.count("|") for line in lines}) == 1, f"a table of {name} with even rows")
+    if name in GENERATED["README.md"]:
+        check_table(name, GENERATED["README.md"][name][1](report))
     check(
         compare.main([str(path), str(path), "--fail-above", "1"]) == 0, f"{name} as fast as itself"
     )
@@ -111,9 +132,9 @@ def main() -> None:
     check(not unknown, f"small arguments for every benchmark, none are known for {unknown}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     reports = {name: run(str(name)) for name in SMALL}
-    for picture in (speedup_picture, roofline_picture):
-        drawn = picture({name: reports[name] for name in ("hvp", "propagate", "cg")})
-        check(b"</svg>" in drawn, f"{picture.__name__} to be drawn")
+    for file, (parts, picture) in PICTURES.items():
+        drawn = picture({name: reports[name] for name in parts})
+        check(b"</svg>" in drawn, f"{file} to be drawn")
     print(f"bench-smoke: {', '.join(reports)} are right")
 
 

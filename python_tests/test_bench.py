@@ -139,6 +139,20 @@ def test_calls_take_turns():
     assert all(t.to_json()["calls"] == 3 for t in timings.values())
 
 
+def test_a_slow_contender_sits_out(monkeypatch):
+    monkeypatch.setattr(timing, "_PATIENCE", 0.0)
+    calls = {"slow": lambda: torch.ones(1)}
+    timings = timing.interleave(calls, repeats=9, min_seconds=0.0, warm_up=False)
+    assert len(timings["slow"].wall) == 3
+
+
+def test_a_round_can_be_left_out():
+    order = []
+    calls = {"a": lambda: order.append("a")}
+    timing.interleave(calls, repeats=2, min_seconds=0.0, warm_up=False)
+    assert order == ["a", "a"]
+
+
 def test_extra_memory_sees_a_result():
     memory = timing.extra_memory(lambda: torch.ones(1 << 22))
     if memory is None:

@@ -54,7 +54,7 @@ def without_share(rows):
     ],
 )
 def test_broken_products_are_noticed(smoke, name, broken, sentence):
-    _, check, _ = smoke.SMALL[name]
+    _, check = smoke.SMALL[name]
     whole = report(name)
     check(whole)
     broken(whole["sections"][-1]["contenders"])
@@ -63,12 +63,50 @@ def test_broken_products_are_noticed(smoke, name, broken, sentence):
 
 
 def test_a_request_without_a_verdict_is_noticed(smoke):
-    _, check, _ = smoke.SMALL["unlearn"]
+    _, check = smoke.SMALL["unlearn"]
     whole = json.loads((ROOT / "benchmarks" / "results" / "unlearn.json").read_text())
     check(whole)
     whole["sections"][0]["methods"][0]["verification"]["completeness"]["verdict"] = ""
     with pytest.raises(SystemExit, match="a verdict on auto"):
         check(whole)
+
+
+def sizes(*counts, **changes):
+    """A report of two phases at each size, the first with changes."""
+    whole = {"name": "graph build", "calls": 1, "predicted_ms": 1.0, "relative_error": 0.0}
+    phases = [{**whole, **changes}, {**whole, "name": "request"}]
+    return {"sections": [{"n_interactions": n, "phases": phases} for n in counts]}
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (sizes(10), "growing sizes, got"),
+        (sizes(30, 10), "growing sizes, got"),
+        (sizes(10, 30, calls=0), "graph build to be measured"),
+        (sizes(10, 30, predicted_ms=0.0), "graph build to be measured"),
+        (sizes(10, 30, relative_error=1e-3), "graph build to be right, off by 0.001"),
+    ],
+)
+def test_broken_sizes_are_noticed(smoke, broken, sentence):
+    _, check = smoke.SMALL["scale"]
+    check(sizes(10, 30))
+    with pytest.raises(SystemExit, match=sentence):
+        check(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("no table", "a table of hvp"),
+        ("| a |\n|---|", "a table of hvp with rows"),
+        ("| a |\n|---|\n| 1 | 2 |", "a table of hvp with even rows"),
+    ],
+)
+def test_broken_tables_are_noticed(smoke, text, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        smoke.check_table("hvp", text)
+    smoke.check_table("hvp", "| a |\n|---|\n| 1 |\n\nA sentence.")
 
 
 def test_every_benchmark_has_small_arguments(smoke):
