@@ -125,7 +125,7 @@ def roofline_picture(reports: dict[str, dict[str, Any]]) -> bytes:
         figure = Figure(figsize=(9.6, 3.6), layout="constrained")
         panels = figure.subplots(1, len(threads), sharey=True, squeeze=False)[0]
         for axes, n_threads in zip(panels, threads, strict=True):
-            axes.set_title(f"{n_threads} thread{'s' if n_threads > 1 else ''}, d = {DIM}")
+            axes.set_title(f"{n_threads} thread{'s' if n_threads > 1 else ''}, d = {DIM}", pad=18)
             for name, label, marker, colour in series:
                 sections = _sections(reports[name], n_threads)
                 _line(axes, sections, lambda _: "ours", f"{label}, ours", marker, colour)
@@ -161,10 +161,10 @@ def roofline_picture(reports: dict[str, dict[str, Any]]) -> bytes:
                     section["shape"],
                     (_megabytes(section), 1),
                     xycoords=("data", "axes fraction"),
-                    xytext=(0, -2),
+                    xytext=(0, 3),
                     textcoords="offset points",
                     ha="center",
-                    va="top",
+                    va="bottom",
                     color=MUTED,
                     size=8.5,
                 )
