@@ -37,6 +37,9 @@ def problem_with(words):
     command = typer.main.get_command(app)
     words = list(words)
     while hasattr(command, "commands"):
+        default = getattr(command, "default", None)  # a command that need not be named
+        if default is not None and words and words[0] not in command.commands:
+            words.insert(0, default)
         if words[:1] == [] or words[0] not in command.commands:
             return f"no command {words[:1]}"
         command = command.commands[words.pop(0)]
