@@ -135,6 +135,17 @@ class Anchor:
         times, linear = (None if part is None else part.to(device) for part in optional)
         return Anchor(self.regime, self.damping.to(device), times, linear, self.own_norm)
 
+    @cached_property
+    def _finite(self) -> bool:
+        """Looked at once: of every request it would be a pass over all rows."""
+        parts = self.damping, self.times, self.linear
+        return all(is_finite(part) for part in parts if part is not None)
+
+    @cached_property
+    def mean_damping(self) -> float:
+        """The mean of mu; computed once."""
+        return float(self.damping.mean())
+
     def check(self, model: RecommenderModel) -> None:
         """Checks that it is of a model of this size.
 
@@ -142,12 +153,12 @@ class Anchor:
             InputError: It is not, or holds NaN or infinity.
         """
         parts = self.damping, self.times, self.linear
-        sizes = [model.n_nodes], [model.n_nodes], list(model.embedding.shape)
+        sizes = [model.n_nodes], [model.n_nodes], [model.n_nodes, model.dim]
         shapes = [None if part is None else list(part.shape) for part in parts]
         expected = [None if part is None else size for part, size in zip(parts, sizes, strict=True)]
         if shapes != expected:
             raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
-        if not all(is_finite(part) for part in parts if part is not None):
+        if not self._finite:
             raise InputError("anchor: expected finite numbers, got NaN or infinity")
         own = self.own_norm
         if (own is None) != (self.regime is not None) or not (own is None or 0 <= own < math.inf):
@@ -283,8 +294,8 @@ class Start:
     @cached_property
     def embedding(self) -> Tensor:
         """[S, d]: the rows that may change."""
-        embedding = self.linearization.model.embedding
-        return embedding if self.rows is None else embedding[self.rows]
+        model = self.linearization.model
+        return model.embedding if self.rows is None else model.embedding_at(self.rows)
 
     @property
     def free_embedding(self) -> Tensor:

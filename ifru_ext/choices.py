@@ -297,11 +297,12 @@ def _damping(
         return given, None
     if anchor is not None and (anchor.regime is not None or regime is Regime.EARLY_STOPPED):
         mu = anchor.damping
-        reasons.append(f"damping {float(mu.mean()):.3g} on average: that of the anchor")
+        reasons.append(f"damping {anchor.mean_damping:.3g} on average: that of the anchor")
         return mu, anchor.times
     if regime is not Regime.EARLY_STOPPED:
         reasons.append(f"damping 0: the model is {_NAMES[regime]}")
-        return torch.zeros_like(removal.live, dtype=torch.float64), None
+        none = torch.zeros((), dtype=torch.float64, device=removal.erased.device)
+        return none.expand(removal.model.n_nodes), None
     point = None if everything is None else everything.whole
     if everything is None or point is None:
         point = removal.objective.linearize(removal.model, removal.data)

@@ -15,16 +15,20 @@ from torch.utils._pytree import tree_leaves
 
 from ifru_ext import (
     BipartiteGraph,
+    Forget,
     GaussNewtonOperator,
     HessianOperator,
     Interactions,
     LightGCN,
     MatrixFactorization,
     Objective,
+    Pruning,
     cg,
     objective,
     steihaug,
+    unlearn,
 )
+from ifru_ext.anchored import Anchor
 from ifru_ext.linearization import GatheredLinearization, SlicedLinearization
 
 RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -210,7 +214,26 @@ def test_the_cost_follows_what_the_rows_touch(kind, n_layers, scope, reduction):
         for operator in OPERATORS:
             operator.at(point, 0.1) @ model.embedding[rows]
     assert point.part.neighbor.shape == point.residual.shape == (n_entries,)
-    assert largest.numel <= 2 * n_entries < min(len(data), model.n_nodes) // 5
+    touched = n_entries + len(rows)  # nodes at most, of two features each
+    assert largest.numel <= 2 * touched < min(len(data), model.n_nodes) // 5
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+def test_a_request_on_a_factorisation_costs_what_it_touches(curvature):
+    model, data, phi = make_problem("path", dim=2, weighted=True)
+    phi.check(model, data), data.adjacency
+    anchor = Anchor.of(model, data, phi)
+    anchor.check(model), anchor.mean_damping  # both once per anchor
+    request, pruning = Forget(users=[150], interactions=[3]), Pruning(1)
+    options = {"objective": phi, "method": "influence", "curvature": curvature, "anchor": anchor}
+    with LargestResult() as largest:
+        result = unlearn(model, data, request, pruning=pruning, **options)
+    n_rows = result.report.n_rows
+    assert 0 < n_rows < 20
+    # Fifteen vectors of its rows, of two features each, are the basis that the filter builds.
+    assert largest.numel <= 30 * n_rows < min(len(data), model.n_nodes) // 2
+    undone = result.undo()
+    assert torch.equal(undone.embedding, model.embedding)
 
 
 def test_the_form_is_chosen_by_the_entries_alone():
