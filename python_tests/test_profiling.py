@@ -251,11 +251,11 @@ def test_an_op_moves_at_least_what_it_is_given_and_returns(name):
 
 
 def test_bytes_of_a_product_by_hand():
-    # 5 rows, 3 columns, 7 interactions of 4 float32 features; a one-row block pointer of 6 entries.
+    # 5 rows, 3 columns, 7 interactions, 4 float32 features.
     f, values = Size((8, 4), 4), Size((7,), 4)
     sizes = [Size((1, 6), 8), Size((7,), 4), Size((2,), 8), None, values, values, f, f, None]
     per_interaction = 2 * 16 + 2 * 16 + 4 + 2 * 4
-    rows = 5 * 3 * 16 + 6 * 8
+    rows = 5 * (3 * 16 + 8)
     assert call_bytes("ifru_ext::pointwise_hvp", sizes) == 7 * per_interaction + rows + 3 * 16
 
 
