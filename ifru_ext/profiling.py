@@ -36,11 +36,11 @@ from ifru_ext.phases import set_recorder
 from ifru_ext.report.text import number
 from ifru_ext.traces import PHASE, OpTotal, PhaseTotal, Totals, read_trace
 
-__all__ = ["Profile", "profile"]
+__all__ = ["USUAL_DIM", "Profile", "profile"]
 
 _WHOLE = "total"
 _MOST_OPS = 24
-_USUAL_DIM = 64  # of the measured gather where no product says another
+USUAL_DIM = 64  # of the measured gather where no product says another
 
 
 class Profile:
@@ -105,7 +105,7 @@ class Profile:
         Measured when first asked for, with the threads in force then: it takes about a second and
         half a gigabyte. None where `roofline` was off.
         """
-        dim = self.totals.dim or _USUAL_DIM
+        dim = self.totals.dim or USUAL_DIM
         if not self._roofline:
             return None
         return {"dim": dim, **bandwidth(dim, self._device, clock_of(self._device))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,7 +17,7 @@ import torch
 from ifru_ext import costs
 from ifru_ext._native import native
 
-__all__ = ["Access", "Size", "access_of", "argument_names", "call_bytes"]
+__all__ = ["Access", "Size", "access_of", "argument_names", "call_bytes", "width_of"]
 
 
 class Access(Enum):
@@ -84,6 +84,12 @@ def access_of(op: str) -> Access:
     name = op.partition("::")[2]
     gathers = name.startswith(_GATHERING) or name.startswith("index")
     return Access.GATHER if gathers else Access.COPY
+
+
+def width_of(sizes: Iterable[Size | None]) -> int | None:
+    """d, of the arguments of one of our ops: its last matrix is one of features."""
+    found = [size.shape[1] for size in sizes if size is not None and len(size.shape) == 2]
+    return found[-1] if found else None
 
 
 @functools.cache

@@ -388,6 +388,7 @@ def test_a_replay_has_the_same_bits_and_is_right(kept, name):
     assert found.same_bits
     assert found.deterministic
     assert found.relative_error < 1e-5
+    assert found.dim == (7 if name in OPS else 5)
     assert found.n_bytes > 0
     assert found.gb_s == pytest.approx(found.n_bytes / found.timing["median_ms"] / 1e6)
     json.dumps(found.to_json())
