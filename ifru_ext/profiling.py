@@ -240,7 +240,7 @@ class _Recorder:
 
 def _phase_table(p: Profile) -> Iterator[str]:
     counted = list(dict.fromkeys(name for phase in p.phases for name in phase.counts))
-    header = ["phase", "calls", "ms", "share", "in ops", *(n.replace("_", " ") for n in counted)]
+    header = ["phase", "calls", "ms", "share", "in ops", *map(_title, counted)]
     rows = [[*header, "tensors", "MB", "peak MB"]]
     for phase in _nested(p.phases):
         name = "  " * len(phase.path) + (phase.path[-1] if phase.path else _WHOLE)
@@ -314,6 +314,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for first, *others in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
         yield f"{first:<{widths[0]}}  {'  '.join(cells)}".rstrip()
+
+
+def _title(counted: str) -> str:
+    return counted.replace("_", " ").replace("newton", "Newton")
 
 
 def _ms(seconds: float) -> str:
