@@ -33,6 +33,7 @@ PYTHON = {
     ),
     "Linear algebra": "operators solvers preconditioners lanczos newton comparison",
     "Ops": "ops functional reference adjacency triples",
+    "Profiling": "profiling phases replay traces traffic",
 }
 
 

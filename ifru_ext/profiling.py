@@ -36,11 +36,11 @@ from ifru_ext.phases import set_recorder
 from ifru_ext.report.text import number
 from ifru_ext.traces import PHASE, OpTotal, PhaseTotal, Totals, read_trace
 
-__all__ = ["Profile", "profile"]
+__all__ = ["USUAL_DIM", "Profile", "profile"]
 
 _WHOLE = "total"
 _MOST_OPS = 24
-_USUAL_DIM = 64  # of the measured gather where no product says another
+USUAL_DIM = 64  # of the measured gather where no product says another
 
 
 class Profile:
@@ -105,7 +105,7 @@ class Profile:
         Measured when first asked for, with the threads in force then: it takes about a second and
         half a gigabyte. None where `roofline` was off.
         """
-        dim = self.totals.dim or _USUAL_DIM
+        dim = self.totals.dim or USUAL_DIM
         if not self._roofline:
             return None
         return {"dim": dim, **bandwidth(dim, self._device, clock_of(self._device))}
@@ -240,7 +240,7 @@ class _Recorder:
 
 def _phase_table(p: Profile) -> Iterator[str]:
     counted = list(dict.fromkeys(name for phase in p.phases for name in phase.counts))
-    header = ["phase", "calls", "ms", "share", "in ops", *(n.replace("_", " ") for n in counted)]
+    header = ["phase", "calls", "ms", "share", "in ops", *map(_title, counted)]
     rows = [[*header, "tensors", "MB", "peak MB"]]
     for phase in _nested(p.phases):
         name = "  " * len(phase.path) + (phase.path[-1] if phase.path else _WHOLE)
@@ -314,6 +314,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for first, *others in rows:
         cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
         yield f"{first:<{widths[0]}}  {'  '.join(cells)}".rstrip()
+
+
+def _title(counted: str) -> str:
+    return counted.replace("_", " ").replace("newton", "Newton")
 
 
 def _ms(seconds: float) -> str:

@@ -29,7 +29,7 @@ from ifru_ext.device import as_device
 from ifru_ext.environment import environment
 from ifru_ext.errors import InputError, as_integer, listing
 from ifru_ext.files import write_atomic
-from ifru_ext.traffic import Size, call_bytes
+from ifru_ext.traffic import Size, call_bytes, width_of
 
 __all__ = ["Captured", "Replay", "capture", "load_call", "replay"]
 
@@ -95,6 +95,7 @@ class Replay:
         op: The op.
         number: Which of its calls it had been.
         sizes: Shapes of the arguments, by name.
+        dim: Number of features; None where there is no matrix.
         timing: Median and quartiles in milliseconds, and the number of calls.
         n_bytes: What a call has to move.
         gb_s: That, by the median.
@@ -108,6 +109,7 @@ class Replay:
     op: str
     number: int
     sizes: dict[str, list[int]]
+    dim: int | None
     timing: dict[str, Any]
     n_bytes: int | None
     gb_s: float | None
@@ -264,6 +266,7 @@ def replay(
         op=call.op,
         number=call.number,
         sizes={n: list(v.shape) for n, v in arguments.named.items() if isinstance(v, Tensor)},
+        dim=width_of(sizes),
         timing=timing.to_json(),
         n_bytes=n_bytes,
         gb_s=None if n_bytes is None else n_bytes / timing.median / 1e9,

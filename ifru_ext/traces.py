@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ifru_ext._native import native
-from ifru_ext.traffic import Access, Size, access_of, call_bytes
+from ifru_ext.traffic import Access, Size, access_of, call_bytes, width_of
 
 __all__ = ["PHASE", "Kind", "OpTotal", "PhaseTotal", "Span", "Totals", "read_trace"]
 
@@ -284,8 +284,9 @@ class _Sweep:
         if seconds > 0:
             arguments["GB/s"] = round(found / seconds / 1e9, 3)
         if total.is_ours and total.access is Access.GATHER:
-            matrices = [size for size in sizes if size is not None and len(size.shape) == 2]
-            self._of_dim[matrices[-1].shape[1]] += seconds
+            width = width_of(sizes)
+            if width is not None:
+                self._of_dim[width] += seconds
 
     def _memory(self, event: dict[str, Any]) -> None:
         arguments = event["args"]

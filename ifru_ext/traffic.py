@@ -1,22 +1,23 @@
 """The bytes that a call has to move between memory and processor, from the sizes of its arguments.
 
-What the algorithm moves, caches not credited: a gathered row counts each time, as does one that is
-written to. Divided by the time of the call, it is what the call made of the memory's bandwidth.
+The formulas are those of `ifru_ext.costs`, where it has one. Divided by the time of the call, the
+bytes are what the call made of the memory's bandwidth.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
+from ifru_ext import costs
 from ifru_ext._native import native
 
-__all__ = ["Access", "Size", "access_of", "argument_names", "call_bytes"]
+__all__ = ["Access", "Size", "access_of", "argument_names", "call_bytes", "width_of"]
 
 
 class Access(Enum):
@@ -85,6 +86,12 @@ def access_of(op: str) -> Access:
     return Access.GATHER if gathers else Access.COPY
 
 
+def width_of(sizes: Iterable[Size | None]) -> int | None:
+    """d, of the arguments of one of our ops: its last matrix is one of features."""
+    found = [size.shape[1] for size in sizes if size is not None and len(size.shape) == 2]
+    return found[-1] if found else None
+
+
 @functools.cache
 def argument_names(name: str) -> tuple[str, ...]:
     """The names of one of our ops' arguments, those of `out` last."""
@@ -98,66 +105,61 @@ def argument_names(name: str) -> tuple[str, ...]:
 # ---- Our ops ----------------------------------------------------------------------------------
 
 
-def _propagate(_: str, s: _Sizes) -> int:
-    """Of each layer an entry gathers a row and its index; a node reads x, s and its pointer.
+def _sizes(s: _Sizes, features: str, n_nodes: int, rows: int) -> costs.Sizes:
+    """What a count is made from, where so many rows stream by, or gather if they are all."""
+    neighbor, f, gathers = s["neighbor"], s[features], rows == n_nodes
+    number = max(s[name].itemsize for name in ("residual", "curvature", features) if name in s)
+    return costs.Sizes(
+        n_users=rows,
+        n_items=n_nodes - rows,
+        n_interactions=neighbor.numel // 2 if gathers else neighbor.numel,
+        dim=f.shape[-1],
+        number=number,
+        feature=f.itemsize,
+        index=neighbor.itemsize,
+        gathers=gathers,
+    )
 
-    It writes a row, and once more x times s before the first layer.
-    """
-    x, layers = s["x"], s["alpha"].numel - 1
-    per_layer = s["neighbor"].numel * (_row(x) + s["neighbor"].itemsize)
-    per_layer += s["rowptr"].nbytes + s["inv_sqrt_degree"].nbytes + 2 * x.nbytes
-    return layers * per_layer + 2 * x.nbytes + _ridge(s)
+
+def _of_stream(s: _Sizes, features: str) -> costs.Sizes:
+    """By the rows of a stream's pointers [blocks, rows + 1]."""
+    return _sizes(s, features, s[features].shape[0], s["rowptr"].shape[1] - 1)
+
+
+def _propagate(_: str, s: _Sizes) -> int:
+    x, n_layers = s["x"], s["alpha"].numel - 1
+    sizes = _sizes(s, "x", x.shape[0], x.shape[0])
+    return costs.propagation(sizes, n_layers).n_bytes + _ridge(s)
 
 
 def _propagate_stream(_: str, s: _Sizes) -> int:
-    """Of each layer an edge gathers a row, reads and writes another, and reads its column.
-
-    A streamed row reads its own, x, s and its pointer and writes; a row of the other side is set to
-    zero, then read, combined with x and written. Once more x times s before the first.
-    """
-    x, layers = s["x"], s["alpha"].numel - 1
-    rows, others = _sides(s["rowptr"], x.shape[0])
-    per_layer = s["neighbor"].numel * (3 * _row(x) + s["neighbor"].itemsize)
-    per_layer += s["rowptr"].nbytes + s["inv_sqrt_degree"].nbytes
-    per_layer += (3 * rows + 4 * others) * _row(x)
-    return layers * per_layer + 2 * x.nbytes + _ridge(s)
+    n_layers = s["alpha"].numel - 1
+    return costs.propagation(_of_stream(s, "x"), n_layers, stream=True).n_bytes + _ridge(s)
 
 
-def _pointwise(_: str, s: _Sizes) -> int:
-    """One pass over the interactions, or a gather at both ends of each.
-
-    An interaction gathers the rows f and z at one end, reads and writes that end's sum, and reads
-    its column and values. A streamed row reads its own and writes; a row of the other side is set
-    to zero once. In the form whose rows are all nodes, only the own sum is written.
-    """
-    f = s["f"]
-    z = s.get("z")
-    values = [s[name] for name in ("residual", "curvature") if name in s]
-    n_vectors = z.shape[0] if z is not None and len(z.shape) == 3 else 1
-    read = _row(f) + (0 if z is None else n_vectors * _row(z))
-    written = n_vectors * f.shape[1] * values[0].itemsize
-    per_entry = read + s["neighbor"].itemsize + sum(value.itemsize for value in values)
-    rows, others = _sides(s["rowptr"], f.shape[0])
-    if others:
-        per_entry += 2 * written
-    total = s["neighbor"].numel * per_entry + s["rowptr"].nbytes
-    return total + rows * (read + written) + others * written
+def _gradient(_: str, s: _Sizes) -> int:
+    return costs.gradient(_of_stream(s, "f")).n_bytes
 
 
-def _restricted(_: str, s: _Sizes) -> int:
-    """f, neighbour, position and values of an entry; f, z and the sum of a row.
+def _product(name: str, s: _Sizes) -> int:
+    """Of several vectors each counts in full."""
+    n_vectors = s["z"].shape[0] if len(s["z"].shape) == 3 else 1
+    sizes = _of_stream(s, "f")
+    return n_vectors * costs.product(sizes, exact=name == "pointwise_hvp").n_bytes
 
-    Rows of z, read where the neighbour is among the rows itself, are few and not counted.
-    """
-    values = [s[name] for name in ("residual", "curvature") if name in s]
-    per_entry = _row(s["f"]) + s["neighbor"].itemsize + s["local"].itemsize
-    per_entry += sum(value.itemsize for value in values)
-    rows = s["rows"].numel * (_row(s["f"]) + 2 * _row(s["z"]))
-    return s["neighbor"].numel * per_entry + rows + s["rows"].nbytes + s["rowptr"].nbytes
+
+def _restricted(name: str, s: _Sizes) -> int:
+    n_entries, n_rows = s["neighbor"].numel, s["rows"].numel
+    sizes = _sizes(s, "f", s["f"].shape[0], n_rows)
+    unread = 0 if name == "restricted_hvp" else n_entries * sizes.number
+    return costs.restricted_product(sizes, n_entries, n_rows).n_bytes - unread
 
 
 def _derivatives(_: str, s: _Sizes) -> int:
-    """The rows of each end, the ids, label and weight; three values are written."""
+    """The rows of each end, the ids, label and weight; three values are written.
+
+    In what order the interactions stand is not known: rows of both ends count.
+    """
     ends = [s[name] for name in ("left", "right", "user", "positive", "negative") if name in s]
     per_row = sum(end.itemsize for end in ends) + len(ends) * _row(s["f"]) + 3 * s["f"].itemsize
     read = sum(s[name].nbytes for name in ("label", "weight") if name in s)
@@ -211,12 +213,6 @@ def _row(x: Size) -> int:
     return x.shape[-1] * x.itemsize
 
 
-def _sides(rowptr: Size, n_nodes: int) -> tuple[int, int]:
-    """How many rows are streamed, and how many are of the other side."""
-    rows = rowptr.shape[1] - 1
-    return rows, n_nodes - rows
-
-
 def _ridge(s: _Sizes) -> int:
     return s["ridge"].nbytes + s["v"].nbytes if "ridge" in s and "v" in s else 0
 
@@ -229,9 +225,9 @@ _OURS: dict[str, Callable[[str, _Sizes], int]] = {
     "propagate": _propagate,
     "propagate_stream": _propagate_stream,
     "pointwise_derivatives": _derivatives,
-    "pointwise_gradient": _pointwise,
-    "pointwise_hvp": _pointwise,
-    "pointwise_ggn": _pointwise,
+    "pointwise_gradient": _gradient,
+    "pointwise_hvp": _product,
+    "pointwise_ggn": _product,
     "restricted_hvp": _restricted,
     "restricted_ggn": _restricted,
     "ggn_diagonal": _ggn_entries,

@@ -251,11 +251,11 @@ def test_an_op_moves_at_least_what_it_is_given_and_returns(name):
 
 
 def test_bytes_of_a_product_by_hand():
-    # 5 rows, 3 columns, 7 interactions of 4 float32 features; a one-row block pointer of 6 entries.
+    # 5 rows, 3 columns, 7 interactions, 4 float32 features.
     f, values = Size((8, 4), 4), Size((7,), 4)
     sizes = [Size((1, 6), 8), Size((7,), 4), Size((2,), 8), None, values, values, f, f, None]
     per_interaction = 2 * 16 + 2 * 16 + 4 + 2 * 4
-    rows = 5 * 3 * 16 + 6 * 8
+    rows = 5 * (3 * 16 + 8)
     assert call_bytes("ifru_ext::pointwise_hvp", sizes) == 7 * per_interaction + rows + 3 * 16
 
 
@@ -388,6 +388,7 @@ def test_a_replay_has_the_same_bits_and_is_right(kept, name):
     assert found.same_bits
     assert found.deterministic
     assert found.relative_error < 1e-5
+    assert found.dim == (7 if name in OPS else 5)
     assert found.n_bytes > 0
     assert found.gb_s == pytest.approx(found.n_bytes / found.timing["median_ms"] / 1e6)
     json.dumps(found.to_json())

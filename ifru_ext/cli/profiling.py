@@ -47,7 +47,7 @@ from ifru_ext.cli.requests import (
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.io.versions import ModelStore
-from ifru_ext.profiling import profile
+from ifru_ext.profiling import USUAL_DIM, profile
 from ifru_ext.replay import Replay, capture, load_call, replay
 from ifru_ext.report.text import number, share
 from ifru_ext.traffic import access_of
@@ -232,8 +232,7 @@ def replay_command(
     count = torch.get_num_threads() if threads is None else _checked_threads(threads)
     with thread_section(count):
         found = replay(call, device=place, repeats=repeats, check=check)
-        row = next((shape[-1] for shape in found.sizes.values() if len(shape) == 2), 64)
-        memory = bandwidth(row, place, clock_of(place)) if roofline else None
+        memory = bandwidth(found.dim or USUAL_DIM, place, clock_of(place)) if roofline else None
     roof = None if memory is None else memory[f"{access_of(f'::{call.op}').value}_gb_s"]
     part = None if roof is None or found.gb_s is None else found.gb_s / roof
     voice.json({**found.to_json(), "bandwidth": memory, "roofline_share": part})
