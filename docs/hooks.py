@@ -32,7 +32,7 @@ PYTHON = {
         "io.tensors"
     ),
     "Linear algebra": "operators solvers preconditioners lanczos newton comparison",
-    "Ops": "ops functional reference adjacency triples",
+    "Ops": "ops functional reference adjacency triples reordering",
     "Profiling": "profiling phases replay traces traffic",
 }
 
