@@ -123,6 +123,7 @@ bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
 	$(BIN)/ifru bench cg $(ARGS)
+	$(BIN)/ifru bench scale --most 2e7
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)
