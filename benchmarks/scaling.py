@@ -35,7 +35,7 @@ def scale_text(report: dict[str, Any]) -> str:
     for name, slope in report["slopes"].items():
         rows = [row for s in sections for row in s["phases"] if row["name"] == name]
         memory, error = rows[-1]["extra_memory_bytes"], report["errors"][name]
-        cells = [_digits(row["median_ms"]) for row in rows]
+        cells = [_digits(row["ms"]) for row in rows]
         cells += ["" if slope is None else f"{slope:.2f}"]
         cells += ["" if memory is None else f"{memory / 1e6:,.0f}"]
         cells += [f"{error[which]:.1f} times" for which in ("median", "worst")]
@@ -54,8 +54,9 @@ def _notes(report: dict[str, Any]) -> str:
     median, large = requests["one user, the median"], requests["1 % of the rows"]
     errors = report["errors"].values()
     threads = report["threads"]
+    clock = {"wall": "the wall clock", "processor": "processor time"}[report["clock"]]
     return (
-        f"Medians of the wall clock, float32, d = {report['dim']}, {threads} "
+        f"Medians of {clock}, float32, d = {report['dim']}, {threads} "
         f"thread{'s' if threads > 1 else ''}; {e['processor']}, {e['isa']}, torch {e['torch']}. "
         "Users and items grow with the rows, n / 50 and n / 200, and so do the heads of their "
         "popularity. Matrix factorisation trained for one epoch; an influence step on the rows of "
@@ -131,7 +132,7 @@ def scale_picture(reports: dict[str, dict[str, Any]]) -> bytes:
         axes = figure.subplots()
         for name, colour in COLOURS.items():
             points = [
-                (section["n_interactions"], row["median_ms"])
+                (section["n_interactions"], row["ms"])
                 for section in report["sections"]
                 for row in section["phases"]
                 if row["name"] == name

@@ -20,7 +20,6 @@ from ifru_ext.bench.timing import (
     CPU,
     Timing,
     bandwidth,
-    call_overhead,
     clock_of,
     extra_memory,
     processor,
@@ -59,6 +58,7 @@ _PATIENCE = 10.0  # seconds that the calls of a phase may take together
 _SMALL_TABLE = 1 << 22  # bytes that the second-level caches hold
 _CACHE = 32 << 20  # where the system does not tell
 _N_CHECKED = 50
+_N_SHORT, _N_CALLS = 11, 1000
 _TOLERANCE = 1e-4
 
 
@@ -77,6 +77,15 @@ class ScaleSettings:
     dim: int
     threads: int
     repeats: int
+
+    @property
+    def clock(self) -> str:
+        """Whose time counts: one thread's is the processor's, whatever else the machine does."""
+        return "processor" if self.threads == 1 else "wall"
+
+    def median(self, timing: Timing) -> float:
+        """Seconds, by that clock."""
+        return timing.median_cpu if self.threads == 1 else timing.median
 
 
 class _Phase(NamedTuple):
@@ -109,7 +118,7 @@ def run_scale(
         RuntimeError: A result is wrong.
     """
     with thread_section(settings.threads) as core:
-        machine, floor = _measured_machine(settings.dim), _request_floor(settings.dim)
+        machine, floor = _measured_machine(settings), _request_floor(settings)
         report: dict[str, Any] = {
             "benchmark": "scale",
             "environment": {
@@ -121,6 +130,7 @@ def run_scale(
             "device": "cpu",
             "dim": settings.dim,
             "threads": settings.threads,
+            "clock": settings.clock,
             "pinned_core": core,
             "repeats": settings.repeats,
             "machine": _machine_json(machine),
@@ -190,11 +200,12 @@ def _measured(
     predicted = machine.seconds(*traffic) + (floor if phase.name in _REQUESTS else 0.0)
     return {
         "name": phase.name,
+        "ms": 1e3 * settings.median(timing),
         **timing.to_json(),
         "extra_memory_bytes": memory,
         "n_bytes": sum(t.n_bytes for t in traffic),
         "predicted_ms": 1e3 * predicted,
-        "over_predicted": timing.median / predicted,
+        "over_predicted": settings.median(timing) / predicted,
         **phase.check(result),
     }
 
@@ -378,11 +389,13 @@ def _found(result: UnlearnResult) -> dict[str, Any]:
 # ---- What the bytes predict -----------------------------------------------------------------
 
 
-def _measured_machine(dim: int) -> Machine:
+def _measured_machine(settings: ScaleSettings) -> Machine:
     """This machine, by torch's own copy and gather with the threads in force."""
-    clock = clock_of(CPU)
-    large = bandwidth(dim, CPU, clock)
-    small = bandwidth(dim, CPU, clock, n_bytes=_SMALL_TABLE)
+    clock, median = clock_of(CPU), settings.median
+    large, small = (
+        bandwidth(settings.dim, CPU, clock, n_bytes=n_bytes, median=median)
+        for n_bytes in (None, _SMALL_TABLE)
+    )
     x = torch.ones(16)
     return Machine(
         name=processor(),
@@ -390,7 +403,7 @@ def _measured_machine(dim: int) -> Machine:
         gather=1e9 * large["gather_gb_s"],
         cached=1e9 * max(small["gather_gb_s"], large["gather_gb_s"]),
         cache=_largest_cache(),
-        call=call_overhead(lambda: ops.dot(x, x)),
+        call=_median_of(settings, lambda: [ops.dot(x, x) for _ in range(_N_CALLS)][-1]) / _N_CALLS,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
@@ -405,10 +418,20 @@ def _largest_cache() -> int:
     return max(sizes, default=_CACHE)
 
 
-def _request_floor(dim: int) -> float:
+def _median_of(settings: ScaleSettings, call: Callable[[], Tensor]) -> float:
+    """Seconds of a short call, the first ones left out."""
+    timing = Timing()
+    for _ in range(_N_SHORT):
+        wall, cpu = clock_of(CPU).time(call)
+        timing.wall.append(wall)
+        timing.cpu.append(cpu)
+    return settings.median(Timing(timing.wall[2:], timing.cpu[2:]))
+
+
+def _request_floor(settings: ScaleSettings) -> float:
     """Seconds of a request that touches next to nothing: its calls from Python alone."""
     data = synthetic(60, 40, 500, seed=0)
-    model = _trained(data, dim)
+    model = _trained(data, settings.dim)
     anchor = Anchor.of(model, data, _OBJECTIVE)
     options: dict[str, Any] = {"method": "influence", "pruning": Pruning(), "anchor": anchor}
 
@@ -416,7 +439,7 @@ def _request_floor(dim: int) -> float:
         forget = Forget(interactions=[7])
         return unlearn(model, data, forget, objective=_OBJECTIVE, **options).solve.x
 
-    return statistics.median(clock_of(CPU).time(request)[0] for _ in range(9))
+    return _median_of(settings, request)
 
 
 def _machine_json(machine: Machine) -> dict[str, Any]:
@@ -510,7 +533,7 @@ def _by_phase(sections: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, d
 
 def _slopes(sections: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return {
-        name: slope([n for n, _ in rows], [row["median_ms"] for _, row in rows])
+        name: slope([n for n, _ in rows], [row["ms"] for _, row in rows])
         for name, rows in _by_phase(sections).items()
     }
 
