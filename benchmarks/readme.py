@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from figures import roofline_picture, speedup_picture
 from kernels import kernels_text
 from scaling import scale_picture, scale_text
-from tables import cg_text, compat_text, hvp_text, propagate_text, unlearn_text
+from tables import cg_text, compat_text, hvp_text, peers_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +53,7 @@ GENERATED = {
         "hvp": ("benchmarks/results/hvp.json", hvp_text),
         "propagate": ("benchmarks/results/propagate.json", propagate_text),
         "cg": ("benchmarks/results/cg.json", cg_text),
+        "peers": ("benchmarks/results/peers.json", peers_text),
         "scale": ("benchmarks/results/scale.json", scale_text),
         "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
         "compat": ("benchmarks/results/compat.json", compat_text),
@@ -59,6 +61,8 @@ GENERATED = {
     "benchmarks/gpu.md": {"kernels": ("csrc/kernels/cuda/budget.json", kernels_text)},
 }
 PICTURES = {
+    "docs/speedup.svg": (("hvp", "propagate", "cg"), speedup_picture),
+    "docs/roofline.svg": (("hvp", "propagate", "cg"), roofline_picture),
     "docs/scale.svg": (("scale",), scale_picture),
 }
 

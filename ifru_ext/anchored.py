@@ -12,13 +12,14 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ifru_ext import ops
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError
+from ifru_ext.inner import inner, mean, norm, total
 from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import (
     GatheredLinearization,
@@ -28,8 +29,7 @@ from ifru_ext.linearization import (
 from ifru_ext.models import RecommenderModel, is_finite
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator
-from ifru_ext.removal import Removal
-from ifru_ext.solvers import norm
+from ifru_ext.phases import phase
 
 __all__ = [
     "STATIONARY",
@@ -37,6 +37,7 @@ __all__ = [
     "AnchoredObjective",
     "AnchoredPoint",
     "Regime",
+    "Request",
     "Start",
     "implied_ridge",
     "pooled_ridge",
@@ -143,7 +144,7 @@ class Anchor:
     @cached_property
     def mean_damping(self) -> float:
         """The mean of mu; computed once."""
-        return float(self.damping.mean())
+        return mean(self.damping)
 
     def check(self, model: RecommenderModel) -> None:
         """Checks that it is of a model of this size.
@@ -165,6 +166,29 @@ class Anchor:
                 f"anchor: expected a regime or the norm of the model's gradient, "
                 f"got {self.regime} and {own}"
             )
+
+
+class WholePoint(Protocol):
+    """An objective at a point, on all rows: what is read off a trained model."""
+
+    @property
+    def model(self) -> RecommenderModel:
+        """The point."""
+
+    @property
+    def ridge(self) -> Tensor:
+        """[N]."""
+
+    @property
+    def degree(self) -> Tensor:
+        """[N] int64, interactions at each node."""
+
+    @property
+    def frozen(self) -> Tensor | None:
+        """Bool [N, d], the model's frozen coordinates; None without any."""
+
+    def product(self, v: Tensor, diagonal: Tensor, *, exact: bool) -> Tensor:
+        """[N, d]: equation (6)."""
 
 
 def implied_ridge(point: Linearization) -> Tensor:
@@ -190,7 +214,7 @@ def pooled_ridge(gradient: Tensor, embedding: Tensor, degree: Tensor) -> Tensor:
     return _pooled_ratio(pulled, _row_dots(embedding, embedding), degree).clamp_min(0.0)
 
 
-def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
+def stopping_times(point: WholePoint, ridge: Tensor) -> Tensor:
     """How long each row had been trained when training was stopped; section 11b of the design.
 
     A gradient flow from 0 along a direction of curvature c is at (1 - e^(-T c)) / c b at time T,
@@ -226,6 +250,10 @@ def stopping_times(point: Linearization, ridge: Tensor) -> Tensor:
     return torch.where(c > 0, torch.log1p(c / mu) / c, torch.where(mu > 0, 1 / mu, 0.0))
 
 
+# Of degrees of up to 63 bits.
+_N_BINS = 64
+
+
 def _row_dots(x: Tensor, y: Tensor) -> Tensor:
     """[N] float64: <x_n, y_n>, each in the precision of y: they are pooled."""
     return (x.to(y.dtype) * y).sum(1).double()
@@ -235,12 +263,43 @@ def _pooled_ratio(numerator: Tensor, denominator: Tensor, degree: Tensor) -> Ten
     """[N] float64: the ratio of the sums over rows of like degree; zero without interactions."""
     # frexp is exact: bin b holds the degrees of [2^(b-1), 2^b), bin 0 the isolated rows.
     group = torch.frexp(degree.double()).exponent.long()
-    n_groups = int(group.max()) + 1
-    above, below = (
-        numerator.new_zeros(n_groups).index_add(0, group, x) for x in (numerator, denominator)
+    sums = torch.stack(
+        [numerator.new_zeros(_N_BINS).index_add(0, group, x) for x in (numerator, denominator)]
     )
+    above, below = total(sums)
     ratio = above / below.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(degree > 0, ratio[group], 0.0)
+
+
+class Request(Protocol):
+    """What is solved for: `ifru_ext.removal.Removal`, or its like of a spread model."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the model was trained on, as a sum."""
+
+    @property
+    def model(self) -> RecommenderModel:
+        """The model as it came."""
+
+    @property
+    def start(self) -> RecommenderModel:
+        """The model on the retained graph, with the erased rows replaced."""
+
+    @property
+    def hop_0(self) -> Tensor:
+        """[k] int64, ascending: the rows of the forgotten interactions that are not erased."""
+
+    def forget_gradient(self, rows: Tensor | None) -> Tensor:
+        """[S, d] float64: equation (8)."""
+
+    def linearize(
+        self, model: RecommenderModel, rows: Tensor | None
+    ) -> Linearization | RestrictedLinearization:
+        """The retained objective at a model like `start`."""
+
+    def linearize_before(self, rows: Tensor | None) -> Linearization | RestrictedLinearization:
+        """What the model was trained on, at the model as it came."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +314,7 @@ class Start:
         gradient: [S, d] float64, its gradient.
     """
 
-    removal: Removal
+    removal: Request
     rows: Tensor | None
     g: Tensor
     linearization: Linearization | RestrictedLinearization
@@ -264,7 +323,7 @@ class Start:
     @classmethod
     def of(
         cls,
-        removal: Removal,
+        removal: Request,
         rows: Tensor | None,
         dtype: torch.dtype | None = None,
         g: Tensor | None = None,
@@ -273,14 +332,12 @@ class Start:
         model = removal.start
         if dtype is not None and dtype != model.dtype:
             model = model.to(dtype)
-        g = removal.forget_gradient(rows) if g is None else g
-        linearize, data, omitted = removal.objective.linearize, removal.data, removal.omitted
-        point: Linearization | RestrictedLinearization
-        if rows is None:
-            point = linearize(model, data, omitted=omitted)
-        else:
-            point = linearize(model, data, rows, omitted=omitted)
-        return cls(removal, rows, g, point, point.gradient().double())
+        if g is None:
+            with phase("forget gradient"):
+                g = removal.forget_gradient(rows)
+        with phase("linearisation"):
+            point = removal.linearize(model, rows)
+            return cls(removal, rows, g, point, point.gradient().double())
 
     @cached_property
     def rho(self) -> Tensor:
@@ -362,8 +419,9 @@ class AnchoredObjective:
         """The point x [S, d]."""
         if x is self.x0:
             return self.start
-        point = self._start.linearization.at(self.model(x))
-        gradient = point.gradient().sub_(self.linear)
+        with phase("linearisation"):
+            point = self._start.linearization.at(self.model(x))
+            gradient = point.gradient().sub_(self.linear)
         gradient.addcmul_(self.damping[:, None], x - self.x0)
         return AnchoredPoint(self, point, x, gradient)
 
@@ -395,7 +453,7 @@ class AnchoredPoint:
         psi = self._psi
         step = self._x - psi.x0
         terms = 0.5 * psi.damping[:, None] * step - psi.linear
-        return self.linearization.value + float(ops.dot(terms, step))
+        return self.linearization.value + float(inner(terms, step))
 
     def hessian(self) -> HessianOperator:
         """The exact Hessian of Psi."""

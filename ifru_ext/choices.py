@@ -7,18 +7,30 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ifru_ext.anchored import STATIONARY, Anchor, Regime, Start, pooled_ridge, stopping_times
+from ifru_ext.anchored import (
+    STATIONARY,
+    Anchor,
+    Regime,
+    Request,
+    Start,
+    WholePoint,
+    pooled_ridge,
+    stopping_times,
+)
 from ifru_ext.errors import InputError
 from ifru_ext.forget import Forget
+from ifru_ext.inner import mean
 from ifru_ext.interactions import Interactions
 from ifru_ext.minimize import Solution
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator, checked_damping
+from ifru_ext.phases import phase
 from ifru_ext.pruning import Pruning, Selection
 from ifru_ext.removal import Erase, Removal, parse
 from ifru_ext.solvers import SolveReason, cg, norm
@@ -26,15 +38,21 @@ from ifru_ext.solvers import SolveReason, cg, norm
 __all__ = [
     "FILTER_STEPS",
     "MAX_MATVECS_AUTO",
+    "Choices",
     "Curvature",
     "Method",
     "Prepared",
     "Solver",
+    "damping_of",
+    "given_damping",
+    "hop_0",
+    "known_regime",
     "newton_at_a_minimum",
     "newton_tolerance",
     "precise_enough",
     "prepare",
     "ratio",
+    "regime_of",
     "rows_of",
     "solver_tolerance",
 ]
@@ -81,16 +99,13 @@ class Solver(Enum):
 
 
 @dataclass(eq=False)
-class Prepared:
-    """A request with everything that is decided before a system is solved.
+class Choices:
+    """What is decided before a system is solved.
 
     Attributes:
-        removal: The request.
         method: What was asked for, "influence" where an option says so.
         regime: How the model's training had ended.
-        selection: What pruning kept; None where all rows are solved for.
         start: Where it starts.
-        everything: The same for all rows, where it was measured.
         damping: [N] float64 mu.
         times: [N] float64, the rows' stopping times; None where training was not stopped early, or
             a damping is given.
@@ -99,12 +114,9 @@ class Prepared:
         seconds: Wall time by phase.
     """
 
-    removal: Removal
     method: Method
     regime: Regime
-    selection: Selection | None
     start: Start
-    everything: Start | None
     damping: Tensor
     times: Tensor | None
     anchor: Anchor | None
@@ -146,6 +158,21 @@ class Prepared:
         return _phase(self.seconds, name)
 
 
+@dataclass(eq=False)
+class Prepared(Choices):
+    """The choices for a request on a model that this process holds.
+
+    Attributes:
+        removal: The request.
+        selection: What pruning kept; None where all rows are solved for.
+        everything: The start for all rows, where it was measured.
+    """
+
+    removal: Removal
+    selection: Selection | None
+    everything: Start | None
+
+
 def prepare(
     model: RecommenderModel,
     data: Interactions,
@@ -172,11 +199,11 @@ def prepare(
     reasons: list[str] = []
     with _phase(seconds, "prepare"):
         removal = Removal.of(model, data, forget, objective, erase)
-        given = _given_damping(damping, data, anchor)
+        given = given_damping(damping, data.n_nodes, data.user.device, anchor)
         automatic = pruning is None and chosen is not Method.NEWTON
-        regime = None if anchor is None else _known_regime(anchor, removal, reasons)
+        regime = None if anchor is None else known_regime(anchor, removal, reasons)
         if automatic and regime is Regime.EARLY_STOPPED:
-            pruning = _hop_0(reasons)
+            pruning = hop_0(reasons)
         selection, rows = rows_of(removal, pruning)
 
     with _phase(seconds, "gradient"):
@@ -188,13 +215,16 @@ def prepare(
         else:
             start = Start.of(removal, rows)
         if regime is None:
-            regime = _regime(start, anchor, reasons)
+            regime = regime_of(start, anchor, reasons)
             if automatic and regime is Regime.EARLY_STOPPED:
-                selection, rows = rows_of(removal, _hop_0(reasons))
+                selection, rows = rows_of(removal, hop_0(reasons))
                 start = start if rows is None else start.restricted(rows)
 
     with _phase(seconds, "damping"):
-        mu, times = _damping(given, anchor, regime, removal, everything, reasons)
+        measure = partial(_measured, removal, everything)
+        mu, times = damping_of(
+            given, anchor, regime, data.n_nodes, data.user.device, measure, reasons
+        )
     return Prepared(
         removal=removal,
         method=chosen,
@@ -210,20 +240,21 @@ def prepare(
     )
 
 
-def _given_damping(
-    damping: float | Tensor | str, data: Interactions, anchor: Anchor | None
+def given_damping(
+    damping: float | Tensor | str, n_nodes: int, device: torch.device, anchor: Anchor | None
 ) -> Tensor | None:
-    """[N] float64 beside the data, or None where it is left to the program."""
+    """[N] float64 on the device, or None where it is left to the program."""
     if isinstance(damping, str) and damping == "auto":
         return None
     if isinstance(damping, str) or damping is None:
         raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
     if anchor is not None and anchor.regime is not None:
         raise InputError("damping: expected 'auto' together with an anchor, which has its own")
-    return checked_damping(damping, data.n_nodes).to(data.user.device)
+    return checked_damping(damping, n_nodes).to(device)
 
 
-def _hop_0(reasons: list[str]) -> Pruning:
+def hop_0(reasons: list[str]) -> Pruning:
+    """The pruning for a model stopped early."""
     reasons.append(
         "rows: those of the forgotten interactions alone, as the training had been stopped early"
     )
@@ -234,7 +265,8 @@ def rows_of(removal: Removal, pruning: Pruning | None) -> tuple[Selection | None
     """The selection, and the rows to solve for: those selected and not erased; None for all."""
     selection = None
     if pruning is not None:
-        selection = pruning.select(removal.data, removal.omitted.rows)
+        with phase("selection"):
+            selection = pruning.select(removal.data, removal.omitted.rows)
         rows = selection.rows[~torch.isin(selection.rows, removal.erased)]
         if len(rows):
             return selection, rows
@@ -243,7 +275,7 @@ def rows_of(removal: Removal, pruning: Pruning | None) -> tuple[Selection | None
     return selection, None
 
 
-def _known_regime(anchor: Anchor, removal: Removal, reasons: list[str]) -> Regime | None:
+def known_regime(anchor: Anchor, removal: Request, reasons: list[str]) -> Regime | None:
     """How training had ended, as far as the anchor and what the request itself shows tell."""
     anchor.check(removal.model)
     if anchor.regime is not None:
@@ -256,7 +288,7 @@ def _known_regime(anchor: Anchor, removal: Removal, reasons: list[str]) -> Regim
     return _told(Regime.of(own, 0.0, g), own, 0.0, g, reasons)
 
 
-def _regime(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
+def regime_of(start: Start, anchor: Anchor | None, reasons: list[str]) -> Regime:
     """How training had ended, by the model's own gradient."""
     g, ridge = norm(start.g), 0.0
     if anchor is not None and anchor.own_norm is not None:
@@ -282,15 +314,27 @@ _NAMES = {
 }
 
 
-def _damping(
+def damping_of(
     given: Tensor | None,
     anchor: Anchor | None,
     regime: Regime,
-    removal: Removal,
-    everything: Start | None,
+    n_rows: int,
+    device: torch.device,
+    measure: Callable[[], tuple[WholePoint, Tensor, Tensor, Tensor]],
     reasons: list[str],
 ) -> tuple[Tensor, Tensor | None]:
-    """[N] float64 mu, and the rows' stopping times where training was stopped early."""
+    """[N] float64 mu, and the rows' stopping times where training was stopped early.
+
+    Args:
+        given: Mu, where it is given.
+        anchor: The anchor, where one is given.
+        regime: How training had ended.
+        n_rows: N.
+        device: Where mu is wanted.
+        measure: For a model stopped early: a point to read the curvature off, and the gradient,
+            embeddings and degrees [N, ...] to read the ridge off.
+        reasons: Of the choices.
+    """
     if given is not None:
         return given, None
     if anchor is not None and (anchor.regime is not None or regime is Regime.EARLY_STOPPED):
@@ -299,8 +343,18 @@ def _damping(
         return mu, anchor.times
     if regime is not Regime.EARLY_STOPPED:
         reasons.append(f"damping 0: the model is {_NAMES[regime]}")
-        none = torch.zeros((), dtype=torch.float64, device=removal.erased.device)
-        return none.expand(removal.model.n_nodes), None
+        return torch.zeros((), dtype=torch.float64, device=device).expand(n_rows), None
+    point, rho, embedding, degree = measure()
+    mu = pooled_ridge(rho, embedding, degree)
+    times = stopping_times(point, mu)
+    reasons.append(f"damping {mean(mu):.3g} on average: the ridge implied by early stopping")
+    return mu, times
+
+
+def _measured(
+    removal: Removal, everything: Start | None
+) -> tuple[WholePoint, Tensor, Tensor, Tensor]:
+    """What `damping_of` measures by."""
     point = None if everything is None else everything.whole
     if everything is None or point is None:
         point = removal.objective.linearize(removal.model, removal.data)
@@ -311,12 +365,7 @@ def _damping(
             full = torch.zeros_like(removal.model.embedding, dtype=rho.dtype)
             rho = full.index_copy(0, everything.rows, rho)
     degree = torch.where(removal.live, removal.data.degrees(), 0)
-    mu = pooled_ridge(rho, removal.model.free(removal.model.embedding), degree)
-    times = stopping_times(point, mu)
-    reasons.append(
-        f"damping {float(mu.mean()):.3g} on average: the ridge implied by early stopping"
-    )
-    return mu, times
+    return point, rho, removal.model.free(removal.model.embedding), degree
 
 
 def precise_enough(start: Start, rtol: float, reasons: list[str]) -> Start:
@@ -344,12 +393,9 @@ def newton_at_a_minimum(
         )
         return solution
     # Without the forgotten rows there may be some at a minimum too: then the trust region is right.
-    removal, rows = start.removal, start.rows
-    operator = HessianOperator(
-        *(removal.model, removal.data, removal.objective),
-        damping=mu if rows is None else mu[rows],
-        rows=rows,
-    )
+    rows = start.rows
+    damping = mu if rows is None else mu[rows]
+    operator = HessianOperator.at(start.removal.linearize_before(rows), damping)
     g = start.g.to(operator.dtype)
     probe = cg(operator, g, rtol=0.1, maxiter=100, M=operator.ridge_inverse)
     if probe.reason is not SolveReason.NEGATIVE_CURVATURE:
@@ -400,5 +446,6 @@ def ratio(part: float, whole: float) -> float:
 @contextmanager
 def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
+    with phase(name):
+        yield
     seconds[name] = time.perf_counter() - start

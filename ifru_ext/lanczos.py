@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ifru_ext import ops
 from ifru_ext.errors import InputError, as_integer
+from ifru_ext.inner import inner, length, norm, total
 from ifru_ext.operators import LinearOperator
-from ifru_ext.solvers import Callback, SolveReason, check_options, check_system, norm, product_of
+from ifru_ext.phases import count, phase
+from ifru_ext.solvers import Callback, SolveReason, check_options, check_system, product_of
 
 __all__ = ["LanczosResult", "lanczos_apply", "spectral_filter"]
 
@@ -110,8 +111,9 @@ def lanczos_apply(
     check_system(A, b)
     check_options(rtol, 0.0, None)
     num_steps = as_integer("num_steps", num_steps, 1)
-    with torch.inference_mode():
-        result = _lanczos_apply(A, b, f, min(num_steps, b.numel()), rtol, callback)
+    with phase("Lanczos"), torch.inference_mode():
+        result = _lanczos_apply(A, b, f, min(num_steps, length(b)), rtol, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return dataclasses.replace(result, x=result.x.clone(), ritz_values=result.ritz_values.clone())
 
 
@@ -142,7 +144,7 @@ def _lanczos_apply(
         k = num_matvecs
         product(basis[k], w)
         num_matvecs += 1
-        alpha = float(ops.dot(basis[k], w))
+        alpha = float(inner(basis[k], w))
         tridiagonal[k, k] = alpha
         if not math.isfinite(alpha):
             reason = SolveReason.NONFINITE
@@ -152,7 +154,7 @@ def _lanczos_apply(
             w.sub_(basis[k - 1], alpha=float(tridiagonal[k - 1, k]))
         # What rounding has let in again of all vectors before.
         earlier = basis[: k + 1].flatten(1)
-        w.view(-1).sub_(earlier.T @ (earlier @ w.view(-1)))
+        w.view(-1).sub_(earlier.T @ total(earlier @ w.view(-1)))
         beta = norm(w)
         values, vectors = torch.linalg.eigh(tridiagonal[: k + 1, : k + 1])
         before = torch.nn.functional.pad(coefficient, (0, 1))

@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ifru_ext import ops
+from ifru_ext.inner import inner, norm
 from ifru_ext.operators import LinearOperator
-from ifru_ext.solvers import Callback, SolveReason, norm, steihaug
+from ifru_ext.phases import count
+from ifru_ext.solvers import Callback, SolveReason, steihaug
 
 __all__ = [
     "NewtonResult",
@@ -161,7 +162,7 @@ def trust_region_newton(
     while gradient_norm > gtol and len(steps) < max_steps and radius > smallest and not cancelled:
         hessian = point.hessian() if hessian is None else hessian
         forcing = max(min(0.1, gradient_norm / first_norm), 0.5 * gtol / gradient_norm)
-        inner = steihaug(
+        solve = steihaug(
             hessian,
             -point.gradient,
             radius,
@@ -169,18 +170,19 @@ def trust_region_newton(
             maxiter=max_matvecs_per_step,
             callback=inner_callback,
         )
-        num_matvecs += inner.num_matvecs
-        if inner.reason is SolveReason.CANCELLED:
+        num_matvecs += solve.num_matvecs
+        if solve.reason is SolveReason.CANCELLED:
             cancelled = True
             break
-        step = inner.x
+        step = solve.x
         length = norm(step)
         # m(s) - m(0) = <g, s> + 1/2 <s, H s>, and H s = -g - r with the solver's residual r:
         # one product more is cheap beside the dozens before it, and exact.
         with torch.inference_mode():
-            curvature = float(ops.dot(step, hessian.matvec(step)))
+            curvature = float(inner(step, hessian.matvec(step)))
         num_matvecs += 1
-        slope = float(ops.dot(point.gradient, step))
+        count(products=1)
+        slope = float(inner(point.gradient, step))
         predicted = -(slope + 0.5 * curvature)
         candidate = evaluate(x + step)
         actual = point.value - candidate.value

@@ -27,12 +27,12 @@ from ifru_ext.linearization import (
 from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.triples import Triples
 
-__all__ = ["Linearization", "Loss", "Objective"]
+__all__ = ["FULL_ABOVE", "Linearization", "Loss", "Objective"]
 
 # Of the interactions: with more entries in the rows that a restriction reaches, all rows are made.
 # That visits an interaction once, the restricted product visits it from each end; they broke even
 # between 0.5 and 1.1 for 1e5 and 1e6 interactions, d = 32 and 64, one and two threads.
-_FULL_ABOVE = 0.75
+FULL_ABOVE = 0.75
 
 
 class Loss(Enum):
@@ -278,7 +278,7 @@ class Objective:
 
         def most(nodes: Tensor) -> bool:
             n_entries = int(data.adjacency.degrees(nodes).sum())
-            return is_block and n_entries > _FULL_ABOVE * len(data)
+            return is_block and n_entries > FULL_ABOVE * len(data)
 
         # Triples have no restricted product.
         gathered, reached = self.loss is Loss.BPR or most(rows), rows
@@ -315,7 +315,7 @@ class Objective:
         """Whether `linearize` would make all rows and keep some, for what these rows hold alone."""
         if self.loss is Loss.BPR:
             return True
-        return int(adjacency.degrees(rows).sum()) > _FULL_ABOVE * adjacency.n_interactions
+        return int(adjacency.degrees(rows).sum()) > FULL_ABOVE * adjacency.n_interactions
 
     def _of_pairs(
         self,

@@ -16,8 +16,10 @@ from ifru_ext.errors import InputError
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
+from ifru_ext.linearization import Linearization, RestrictedLinearization
 from ifru_ext.models import MatrixFactorization, RecommenderModel
 from ifru_ext.objective import Loss, Objective
+from ifru_ext.phases import phase
 
 __all__ = ["Erase", "Removal", "Spillover", "parse"]
 
@@ -94,7 +96,8 @@ class Removal:
         erased = touched[objective.degrees(data, touched, omitted) == 0]
         start = model
         if model.graph is not None:
-            graph = BipartiteGraph.from_interactions(data)
+            with phase("graph"):
+                graph = BipartiteGraph.from_interactions(data)
             if not model.graph.adjacency.same_as(graph.adjacency):
                 raise InputError(
                     f"model: expected the graph of the {graph.n_edges} positive interactions of "
@@ -102,7 +105,8 @@ class Removal:
                 )
             edges = data.positive & omitted.kept
             pairs = data.user[edges], data.item[edges]
-            adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
+            with phase("graph"):
+                adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
             if how is Erase.ZERO:
@@ -131,6 +135,20 @@ class Removal:
     def hop_0(self) -> Tensor:
         """[k] int64, ascending: the rows of the forgotten interactions that are not erased."""
         return self.touched[~torch.isin(self.touched, self.erased)]
+
+    def linearize(
+        self, model: RecommenderModel, rows: Tensor | None
+    ) -> Linearization | RestrictedLinearization:
+        """The retained objective at a model on the retained graph, on some rows [S] or on all."""
+        if rows is None:
+            return self.objective.linearize(model, self.data, omitted=self.omitted)
+        return self.objective.linearize(model, self.data, rows, omitted=self.omitted)
+
+    def linearize_before(self, rows: Tensor | None) -> Linearization | RestrictedLinearization:
+        """What the model was trained on, at the model as it came; likewise."""
+        if rows is None:
+            return self.objective.linearize(self.model, self.data)
+        return self.objective.linearize(self.model, self.data, rows)
 
     def forget_gradient(
         self, rows: Tensor | None, spillover: Spillover = Spillover.EXACT

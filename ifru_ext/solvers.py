@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ifru_ext import ops
 from ifru_ext.errors import InputError
+from ifru_ext.inner import inner, is_spread, length, norm, total
 from ifru_ext.operators import CapturableOperator, LinearOperator, WritingOperator
+from ifru_ext.phases import count, phase
 
 __all__ = [
     "Callback",
@@ -87,11 +89,6 @@ class SolveResult:
     residual_norm: float
     rhs_norm: float
     history: tuple[float, ...]
-
-
-def norm(x: Tensor) -> float:
-    """|x|, accumulated in float64; the same bits for any number of threads."""
-    return float(ops.dot(x, x).sqrt())
 
 
 def cg(
@@ -242,7 +239,7 @@ class _System:
         """The first direction from r."""
         z = _apply(M, self.r)
         self.p.copy_(z)
-        self.scalars[_RZ] = ops.dot(self.r, z)
+        self.scalars[_RZ] = inner(self.r, z)
         self.scalars[_RUNNING] = 1.0
         self.scalars[_STEPS] = 0.0
 
@@ -304,7 +301,8 @@ class _Iteration:
         for system, p, scalars in zip(systems, self._p, self._scalars, strict=True):
             system.p, system.scalars = p, scalars
         self._product = product_of(A)
-        self._capturable = self._p.is_cuda and _capturable(A, M)
+        # No other process takes part in what a graph replays.
+        self._capturable = self._p.is_cuda and not is_spread() and _capturable(A, M)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def advance(self, n_steps: int, *, record: bool) -> list[list[float]]:
@@ -324,6 +322,7 @@ class _Iteration:
         self._product(*((self._p, self._ap) if several else (self._p[0], self._ap[0])))
         for system, ap in zip(self._systems, self._ap, strict=True):
             system.scalars[_PAP].copy_(ops.dot(system.p, ap))
+        self._add_parts(_PAP, _PAP + 1)
         _, rz_new, pap, rz, alpha, beta, running, steps = self._scalars.unbind(1)
         running.mul_((pap > 0) & (pap < math.inf) & (rz > 0) & (rz < math.inf))
         steps.add_(running)
@@ -340,10 +339,17 @@ class _Iteration:
                 z = _apply(self._M, system.r)
                 own[_RZ_NEW].copy_(ops.dot(system.r, z))
             zs.append(z)
+        self._add_parts(_RR, _RZ_NEW + 1)
         torch.div(rz_new, rz, out=beta).masked_fill_(stopped, 0.0)
         rz.copy_(torch.where(stopped, rz, rz_new))
         for system, z in zip(self._systems, zs, strict=True):
             ops.cg_direction(system.p, z, system.scalars[_BETA], inverse)
+
+    def _add_parts(self, first: int, end: int) -> None:
+        """Sums some of all systems' scalars over the parts of spread vectors, in one message."""
+        if is_spread():
+            scalars = self._scalars[:, first:end]
+            scalars.copy_(total(scalars.contiguous()))
 
     def _step_and_record(self) -> torch.cuda.CUDAGraph:
         """Takes one step, and records another without taking it.
@@ -382,7 +388,7 @@ def _cg(
         raise InputError(f"check_every: expected at least 1, got {check_every}")
     _check_preconditioner(M, b.shape[1], b.dtype)
     limit = _iteration_limit(maxiter, b[0]) if len(b) else 0
-    with torch.inference_mode():
+    with phase("conjugate gradients"), torch.inference_mode():
         systems = [
             _System.begin(A, one, None if x0 is None else x0[j], rtol, atol)
             for j, one in enumerate(b)
@@ -391,6 +397,8 @@ def _cg(
             if system.reason is None:
                 system.restart(M)
         _solve_together(A, systems, M, limit, callback, check_every)
+        for system in systems:
+            count(iterations=system.num_iters, products=system.num_matvecs)
     return tuple(_leave_inference_mode(system.result()) for system in systems)
 
 
@@ -471,9 +479,10 @@ def steihaug(
     _check_preconditioner(M, b.shape[0], b.dtype)
     if not radius > 0:
         raise InputError(f"radius: expected a positive number, got {radius}")
-    with torch.inference_mode():
+    with phase("Steihaug"), torch.inference_mode():
         limit = _iteration_limit(maxiter, b)
         result = _steihaug(A, b, radius, rtol, atol, limit, M, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return _leave_inference_mode(result)
 
 
@@ -494,7 +503,7 @@ def _steihaug(
     p = z.clone()
     # M^-1 x and M^-1 p, of which the trust region's norm is made: M^-1 z is r.
     y, q = (x, p) if M is None else (torch.zeros_like(b), r.clone())
-    rz = float(ops.dot(r, z))
+    rz = float(inner(r, z))
     rhs_norm = norm(b)
     tolerance = max(rtol * rhs_norm, atol)
     history = [rhs_norm]
@@ -507,11 +516,11 @@ def _steihaug(
             break
         product(p, ap)
         num_matvecs += 1
-        pap = float(ops.dot(p, ap))
+        pap = float(inner(p, ap))
         if not math.isfinite(pap):
             reason = SolveReason.NONFINITE
             break
-        pq, xq, xy = float(ops.dot(p, q)), float(ops.dot(x, q)), float(ops.dot(x, y))
+        pq, xq, xy = float(inner(p, q)), float(inner(x, q)), float(inner(x, y))
         # To the boundary: the positive root of |x + tau p| = radius.
         tau = (-xq + (xq**2 + pq * max(0.0, radius**2 - xy)) ** 0.5) / pq
         alpha = rz / pap if pap > 0 else math.inf
@@ -531,7 +540,7 @@ def _steihaug(
             reason = SolveReason.CANCELLED
         else:
             z = _apply(M, r)
-            rz, rz_old = float(ops.dot(r, z)), rz
+            rz, rz_old = float(inner(r, z)), rz
             beta = rz / rz_old
             p.mul_(beta).add_(z)
             if M is not None:
@@ -587,9 +596,10 @@ def minres(
     check_system(A, b, x0)
     check_options(rtol, atol, maxiter)
     _check_preconditioner(M, b.shape[0], b.dtype)
-    with torch.inference_mode():
+    with phase("MINRES"), torch.inference_mode():
         limit = _iteration_limit(maxiter, b)
         result = _minres(A, b, x0, rtol, atol, limit, M, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return _leave_inference_mode(result)
 
 
@@ -622,7 +632,7 @@ def _minres(
     while reason is None and num_iters < maxiter:
         if steps is None:
             z = _apply(M, r)
-            rz = float(ops.dot(r, z))
+            rz = float(inner(r, z))
             if not 0 < rz < math.inf:
                 reason = _bad_product(rz)
                 break
@@ -685,10 +695,10 @@ def _minres_steps(
     eps = 10 * torch.finfo(r.dtype).eps
     while True:
         product(v, av)
-        alpha = float(ops.dot(v, av))
+        alpha = float(inner(v, av))
         u_next = av.sub(u, alpha=alpha).sub_(u_before, alpha=beta)
         v_next = _apply(M, u_next)
-        beta_squared = float(ops.dot(u_next, v_next))
+        beta_squared = float(inner(u_next, v_next))
         if not (0 <= beta_squared < math.inf and math.isfinite(alpha)):
             yield _bad_product(beta_squared) if math.isfinite(alpha) else SolveReason.NONFINITE
             return
@@ -755,7 +765,7 @@ def _check_preconditioner(M: Preconditioner | None, n_rows: int, dtype: torch.dt
 
 
 def _iteration_limit(maxiter: int | None, b: Tensor) -> int:
-    return min(10_000, 10 * b.numel()) if maxiter is None else maxiter
+    return min(10_000, 10 * length(b)) if maxiter is None else maxiter
 
 
 def _apply(M: Preconditioner | None, r: Tensor) -> Tensor:

@@ -7,44 +7,36 @@ left of its gradient: the certificate of equation (12).
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ifru_ext.anchored import Anchor, AnchoredObjective, Regime, Start, implied_ridge
 from ifru_ext.choices import (
-    FILTER_STEPS,
-    MAX_MATVECS_AUTO,
     Curvature,
     Method,
     Prepared,
     Solver,
-    newton_at_a_minimum,
-    newton_tolerance,
-    precise_enough,
     prepare,
     ratio,
     rows_of,
-    solver_tolerance,
 )
 from ifru_ext.environment import environment
 from ifru_ext.forget import Forget
 from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
-from ifru_ext.minimize import Checkpoint, Solution, filter_step, influence_step, newton_steps
+from ifru_ext.minimize import Checkpoint
 from ifru_ext.models import RecommenderModel
-from ifru_ext.newton import value_rounding
 from ifru_ext.objective import Objective
-from ifru_ext.operators import GaussNewtonOperator, HessianOperator
 from ifru_ext.pruning import Pruning
 from ifru_ext.removal import Erase, Removal, Spillover, parse
 from ifru_ext.report.unlearning import CERTIFICATE_TEXT, UnlearnReport
 from ifru_ext.solvers import SolveResult, norm
+from ifru_ext.solving import solve
 
 __all__ = [
     "Curvature",
@@ -56,13 +48,6 @@ __all__ = [
     "unlearn",
 ]
 
-_OPERATORS: dict[Curvature, type[GaussNewtonOperator] | type[HessianOperator]] = {
-    Curvature.GAUSS_NEWTON: GaussNewtonOperator,
-    Curvature.HESSIAN: HessianOperator,
-}
-_MAX_ITERATIONS = 500
-_MAX_NEWTON_STEPS = 50
-_SMALLEST_STEP = 2.0**-20
 # The solution itself first.
 _STRENGTHS = (1.0, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5)
 
@@ -217,56 +202,22 @@ def unlearn(
     removal, start, mu, reasons = p.removal, p.start, p.damping, p.reasons
 
     with p.phase("solve"):
-        solution: Solution | None = None
         psi = AnchoredObjective(start, mu, p.regime, anchor)
-        g_norm = norm(start.g)
-        if p.newton:
-            tolerance = newton_tolerance(rtol, start, p.method, reasons)
-            precise = precise_enough(start, tolerance, reasons)
-            if precise is not start:
-                psi = AnchoredObjective(precise, mu, p.regime, anchor)
-            newton = partial(
-                newton_steps,
-                psi,
-                gtol=tolerance * g_norm,
-                max_steps=_MAX_NEWTON_STEPS if maxiter is None else maxiter,
-                max_matvecs=MAX_MATVECS_AUTO if p.method is Method.AUTO else None,
-                callback=callback,
-                checkpoint=checkpoint,
-            )
-            if p.method is Method.AUTO:
-                solution = newton_at_a_minimum(newton, start, mu, reasons)
-            else:
-                solution = newton(convex_only=False)
-        used, kind = Method.NEWTON, Curvature.HESSIAN
-        if solution is None:
-            used = Method.INFLUENCE
-            kind = Curvature.GAUSS_NEWTON if matrix is Curvature.AUTO else matrix
-            filtered = p.filtered(way)
-            if filtered and matrix is Curvature.AUTO:
-                kind = Curvature.HESSIAN  # which the filter bears, and which is nearer
-            tolerance = solver_tolerance(rtol, p.regime, filtered, reasons)
-            rhs = -psi.start.gradient
-            if spill is Spillover.PAPER:
-                rhs = removal.forget_gradient(start.rows, spill).to(rhs.dtype)
-            if filtered:
-                solution = filter_step(
-                    *(psi, _OPERATORS[kind], rhs, p.own_times()),
-                    rtol=tolerance,
-                    num_steps=FILTER_STEPS if maxiter is None else maxiter,
-                    callback=callback,
-                )
-            else:
-                solution = influence_step(
-                    *(psi, _OPERATORS[kind], rhs),
-                    rtol=tolerance,
-                    maxiter=_MAX_ITERATIONS if maxiter is None else maxiter,
-                    callback=callback,
-                )
-                if p.regime is not Regime.EARLY_STOPPED:
-                    solution = _descending(psi, solution, reasons)
-
-    x = solution.x
+        rhs = None
+        if spill is Spillover.PAPER:
+            rhs = removal.forget_gradient(start.rows, spill).to(model.dtype)
+        solved = solve(
+            *(p, psi),
+            curvature=matrix,
+            solver=way,
+            rhs=rhs,
+            rtol=rtol,
+            maxiter=maxiter,
+            callback=callback,
+            checkpoint=checkpoint,
+        )
+    psi, solution = solved.psi, solved.solution
+    x, g_norm = solution.x, norm(start.g)
     if validation is not None:
         with p.phase("validation"):
             strength = _strength(psi, solution.x - psi.x0, validation, removal.objective)
@@ -286,11 +237,11 @@ def unlearn(
             residual_all = undo.residual_of_all(result)
     p.seconds["total"] = time.perf_counter() - begin
 
-    solve = solution.solve
+    found = solution.solve
     kept_mu = mu if start.rows is None else mu[start.rows]
     report = UnlearnReport(
-        method=used.value,
-        curvature=kind.value,
+        method=solved.method.value,
+        curvature=solved.curvature.value,
         regime=p.regime.value,
         request=forget.describe(),
         n_interactions=len(data),
@@ -311,17 +262,17 @@ def unlearn(
         certificate=CERTIFICATE_TEXT,
         relative_change=ratio(norm(x - psi.x0), norm(psi.x0)),
         newton_steps=solution.num_steps,
-        solve_reason=f"{solve.reason.name}: {solve.reason.value}",
-        solve_converged=solve.converged,
-        solve_iterations=solve.num_iters,
-        solve_matvecs=solve.num_matvecs,
-        solve_residual=ratio(solve.residual_norm, solve.rhs_norm),
-        solve_rtol=tolerance,
+        solve_reason=f"{found.reason.name}: {found.reason.value}",
+        solve_converged=found.converged,
+        solve_iterations=found.num_iters,
+        solve_matvecs=found.num_matvecs,
+        solve_residual=ratio(found.residual_norm, found.rhs_norm),
+        solve_rtol=solved.tolerance,
         reasons=tuple(reasons),
         seconds=p.seconds,
         environment=environment(model.dtype),
     )
-    return UnlearnResult(result, solve, report, undo)
+    return UnlearnResult(result, found, report, undo)
 
 
 def certify(
@@ -444,22 +395,6 @@ class _Undo:
         else:
             return None
         return torch.addcmul(rho, damping[:, None].to(rho.dtype), old.free(old.embedding))
-
-
-def _descending(psi: AnchoredObjective, solution: Solution, reasons: list[str]) -> Solution:
-    """The step, halved until it does not raise Psi.
-
-    The Gauss-Newton matrix does not see how far a rotation of the embeddings goes: of many requests
-    in a row, each would go on from what the last one overshot.
-    """
-    delta, shrink = solution.x - psi.x0, 1.0
-    highest = psi.start.value + value_rounding(psi.start.value, delta.dtype)
-    while shrink > _SMALLEST_STEP and not psi.at(psi.x0 + shrink * delta).value <= highest:
-        shrink /= 2
-    if shrink == 1.0:
-        return solution
-    reasons.append(f"step cut to {shrink:g}: in full it would raise the objective")
-    return dataclasses.replace(solution, x=psi.x0 + shrink * delta)
 
 
 def _strength(

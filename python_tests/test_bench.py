@@ -167,14 +167,18 @@ def test_command_prints_and_writes(ifru, tmp_path, command, device):
     assert report["environment"]["dtype"] == "float32"
     assert {"raw", "wrapper"} == set(report["call_overhead_us"])
     assert [section["dim"] for section in report["sections"]] == [4, 8]
-    for section in report["sections"]:
+    for index, section in enumerate(report["sections"]):
         rows = {row["name"]: row for row in section["contenders"]}
         left_out = {row["name"] for row in section["skipped"]}
         assert set(rows) | left_out == {c.name for c in CONTENDERS[command]}
         assert rows["ours"]["strongest_torch"] in rows
+        assert rows["ours"]["gather_share"] > 0
         for row in rows.values():
             assert row["relative_error"] < limit_of(row["name"])
             assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+            for name in ("gather", "copy") if row["n_bytes"] is not None else ():
+                expected = row["gb_s"] / report["bandwidth"][index][f"{name}_gb_s"]
+                assert row[f"{name}_share"] == pytest.approx(expected)
             assert row["name"] in out
     if device != "cpu":
         return

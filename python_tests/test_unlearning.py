@@ -12,7 +12,7 @@ import torch
 from problems import make_learnable, make_problem
 
 import ifru_ext.choices
-import ifru_ext.unlearning
+import ifru_ext.solving
 from ifru_ext import (
     BipartiteGraph,
     Forget,
@@ -584,7 +584,7 @@ def test_at_a_saddle_the_influence_step_is_taken(monkeypatch, trained):
         solve = dataclasses.replace(solution.solve, reason=SolveReason.NEGATIVE_CURVATURE)
         return dataclasses.replace(solution, solve=solve)
 
-    monkeypatch.setattr(ifru_ext.unlearning, "newton_steps", indefinite)
+    monkeypatch.setattr(ifru_ext.solving, "newton_steps", indefinite)
     monkeypatch.setattr(
         ifru_ext.choices,
         "cg",

@@ -34,6 +34,7 @@ __all__ = ["bench"]
 
 bench = typer.Typer(help="Measures the ops against plain torch, checked and interleaved.")
 out = Console(highlight=False)
+out.width = max(out.width, 100)  # what the tables need
 
 _RESULTS = Path("benchmarks/results")
 
@@ -54,7 +55,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 _ALL = ",".join(VISIBLE)
 _DIMS = "32,64"
-_REPEATS = 9
+_REPEATS = 5
 
 
 @bench.command("hvp")
@@ -422,6 +423,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("spread", "spread", lambda x: f"{x:.0%}"),
     ("cpu ms", "cpu_ms", _digits),
     ("GB/s", "gb_s", lambda x: f"{x:.0f}"),
+    ("of\ngather", "gather_share", lambda x: f"{x:.2g}"),
+    ("of\ncopy", "copy_share", lambda x: f"{x:.2g}"),
     ("error", "relative_error", lambda x: f"{x:.0e}"),
     ("+ MB", "extra_memory_bytes", lambda x: _digits(x / 1e6)),
     ("x\ntorch", "over_torch", lambda x: f"{x:.2f}"),
@@ -461,9 +464,10 @@ def _print_section(section: dict[str, Any]) -> None:
 def _print_machine(report: dict[str, Any]) -> None:
     out.print(
         "Medians of float32. *: the strongest form in plain torch. spread: between the quartiles. "
-        "GB/s: by the bytes that the algorithm moves, caches not credited. error: against float64. "
-        "+ MB: what one call adds to the peak memory. x: how many times faster. Times of several "
-        "vectors are per vector."
+        "GB/s: by the bytes that the algorithm moves, caches not credited. of gather, of copy: "
+        "share of what torch itself gathers and copies; above 1 the caches served a part. error: "
+        "against float64. + MB: what one call adds to the peak memory. x: how many times faster. "
+        "Times of several vectors are per vector."
     )
     for line in report["bandwidth"]:
         out.print(

@@ -36,7 +36,7 @@ from ifru_ext.bench.problems import (
     PropagateProblem,
 )
 from ifru_ext.bench.timing import Call
-from ifru_ext.graph import BipartiteGraph
+from ifru_ext.graph import BipartiteGraph, propagates_by_stream
 from ifru_ext.solvers import cg
 
 __all__ = ["CG", "HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
@@ -70,7 +70,7 @@ class Contender(Generic[P]):
         product: What it computes.
         kind: "ours", "torch" (a form in plain torch: the bar is the fastest of them), "autograd".
         prepare: Makes the function that is timed, for the number of threads in force.
-        n_bytes: The traffic of one call; None where another contender's or autograd's decides.
+        n_bytes: The traffic of one call; None where autograd or several calls decide.
         unfit: Why it cannot run on a problem, or None.
         tolerance: Relative error above which the result is wrong.
         n_vectors: Products that one call makes; its time and traffic are divided by it.
@@ -464,6 +464,11 @@ def _ours_stream_bytes(p: PropagateProblem) -> int:
     return costs.propagation(_sizes(p), N_LAYERS, stream=True).n_bytes
 
 
+def _ours_propagate_bytes(p: PropagateProblem) -> int:
+    """Of the form that is chosen."""
+    return _ours_stream_bytes(p) if propagates_by_stream(p.x) else _ours_gather_bytes(p)
+
+
 def _csr(p: PropagateProblem) -> Call:
     """MKL's or cuSPARSE's product; by Horner, whose addition the product takes along."""
     a, n = p.data.adjacency, p.data.n_nodes
@@ -519,7 +524,7 @@ def _coo_bytes(p: PropagateProblem) -> int:
 
 
 PROPAGATE: tuple[Contender[PropagateProblem], ...] = (
-    Contender("ours", PROPAGATION, OURS, _ours_propagate, None),
+    Contender("ours", PROPAGATION, OURS, _ours_propagate, _ours_propagate_bytes),
     Contender("ours, gather", PROPAGATION, OURS, _ours_gather, _ours_gather_bytes),
     Contender("ours, stream", PROPAGATION, OURS, _ours_stream, _ours_stream_bytes, _cpu_only),
     Contender("csr", PROPAGATION, TORCH, _csr, _int32_bytes, _mkl_unfit),

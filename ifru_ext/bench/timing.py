@@ -47,7 +47,7 @@ Call = Callable[[], Tensor]
 CPU = torch.device("cpu")
 
 _LEAST_CALLS = 3
-_PATIENCE = 8.0  # seconds after which a contender with enough calls sits out
+_PATIENCE = 4.0  # seconds after which a contender with enough calls sits out
 _MOST_ROUNDS = 1000
 _BANDWIDTH_BYTES = 1 << 28  # several times a last-level cache
 _BANDWIDTH_REPEATS = 5
@@ -164,18 +164,20 @@ def interleave(
     repeats: int,
     *,
     min_seconds: float = 1.0,
+    warm_up: bool = True,
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
-    """Times the calls in turn, one of each at a time, after one round that does not count.
+    """Times the calls in turn, one of each at a time.
 
     The order is drawn anew for each round: whoever always followed a call that sweeps the caches
     would look slow. Rounds go on until there were `repeats` of them and `min_seconds` are over. Who
-    has had three calls and eight seconds sits out the rest: only very slow ones do.
+    has had three calls and four seconds sits out the rest: only very slow ones do.
 
     Args:
         calls: By name.
         repeats: Number of rounds at least.
         min_seconds: Of all calls together.
+        warm_up: Whether a round that does not count comes first. Not needed where each was called.
         clock: Of the device; the CPU's by default.
 
     Returns:
@@ -183,8 +185,9 @@ def interleave(
     """
     clock = CpuClock() if clock is None else clock
     timings = {name: Timing() for name in calls}
-    for call in calls.values():
-        call()
+    if warm_up:
+        for call in calls.values():
+            call()
     order = list(calls.items())
     shuffle = random.Random(0).shuffle
     begin = time.perf_counter()
