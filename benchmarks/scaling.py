@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
 import matplotlib as mpl
+from figures import COLOURS, LINE, OURS, STYLE, save_svg
 from matplotlib.figure import Figure
 
 __all__ = ["scale_picture", "scale_text"]
 
-INK, MUTED, LINE = "#24292f", "#6b7280", "#d9dce1"
-COLOURS = {
-    "1 % of the rows": "#b0563b",
-    "propagation, 3 layers": "#8a5fb0",
-    "Hessian-vector product": "#3b6fb0",
-    "graph build": "#b08f3b",
-    "one user, the median": "#2f7f5f",
-    "one user, 10,000 entries": "#2f7f5f",
+# Those of the picture, and the colours of their lines.
+PHASES = {
+    "1 % of the rows": COLOURS[3],
+    "propagation, 3 layers": COLOURS[2],
+    "Hessian-vector product": COLOURS[1],
+    "graph build": COLOURS[4],
+    "one user, the median": OURS,
+    "one user, 10,000 entries": OURS,
 }
 DASHED = ("one user, 10,000 entries",)
 
@@ -111,26 +111,10 @@ def scale_picture(reports: dict[str, dict[str, Any]]) -> bytes:
         reports: "scale".
     """
     report = reports["scale"]
-    style: Any = {
-        "font.size": 9.5,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": MUTED,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "figure.facecolor": "white",
-        "legend.frameon": False,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "ifru-ext",
-        "text.color": INK,
-        "xtick.color": LINE,
-        "xtick.labelcolor": MUTED,
-        "ytick.color": LINE,
-        "ytick.labelcolor": INK,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), layout="constrained")
         axes = figure.subplots()
-        for name, colour in COLOURS.items():
+        for name, colour in PHASES.items():
             points = [
                 (section["n_interactions"], row["ms"])
                 for section in report["sections"]
@@ -148,6 +132,4 @@ def scale_picture(reports: dict[str, dict[str, Any]]) -> bytes:
         axes.set_ylabel("ms")
         axes.grid(color=LINE, lw=0.6)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
+        return save_svg(figure)

@@ -16,6 +16,7 @@ from typing import Any
 
 import compare
 from figures import roofline_picture, speedup_picture
+from scaling import scale_picture, scale_text
 from tables import cg_text, hvp_text, propagate_text, unlearn_text
 
 from ifru_ext.bench.command import bench
@@ -23,6 +24,7 @@ from ifru_ext.bench.contenders import CG, HVP, PROPAGATE, Contender
 
 FOLDER = Path("build/bench-smoke")
 PRODUCTS = ("--shapes", "tiny,ml-100k", "--dims", "64", "--repeats", "1")
+SCALE = ("--most", "1e5", "--dim", "16", "--repeats", "1")
 UNLEARN = ("--data", "tiny/mf", "--seeds", "2", "--sequential", "3")
 UNLEARN += ("--models", str(FOLDER / "models"))
 N_SHAPES = 2
@@ -75,11 +77,27 @@ def check_unlearn(report: dict[str, Any]) -> None:
             check(bool(row["verification"]["completeness"]["verdict"]), f"a verdict on {at}")
 
 
+def check_scale(report: dict[str, Any]) -> None:
+    """Every phase is right, as far as it is checked, and has a prediction."""
+    for section in report["sections"]:
+        check(bool(section["phases"]), "phases in the report of scale")
+        for row in section["phases"]:
+            check(row.get("relative_error", 0) < 1e-4, f"{row['name']} to be right")
+            check(math.isfinite(row.get("residual", 0)), f"a residual of {row['name']}")
+            check(row["predicted_ms"] > 0, f"a prediction of {row['name']}")
+
+
+def scale_table(report: dict[str, Any]) -> str:
+    """The first of its two, whose rows are of different lengths."""
+    return scale_text(report).split("\n\n")[0]
+
+
 # The arguments that make each benchmark small, what its report has to be, and its table.
 SMALL: dict[str, tuple[Sequence[str], Callable[[dict[str, Any]], None], Callable[..., str]]] = {
     "hvp": (PRODUCTS, check_products(HVP), hvp_text),
     "propagate": (PRODUCTS, check_products(PROPAGATE), propagate_text),
     "cg": (PRODUCTS, check_products(CG), cg_text),
+    "scale": (SCALE, check_scale, scale_table),
     "unlearn": (UNLEARN, check_unlearn, unlearn_text),
 }
 
@@ -114,7 +132,8 @@ def main() -> None:
     for picture in (speedup_picture, roofline_picture):
         drawn = picture({name: reports[name] for name in ("hvp", "propagate", "cg")})
         check(b"</svg>" in drawn, f"{picture.__name__} to be drawn")
-    print(f"bench-smoke: {', '.join(reports)} are right")
+    check(b"</svg>" in scale_picture(reports), "scale_picture to be drawn")
+    print(f"bench-smoke: {', {', '.join(reports)} are right")
 
 
 if __name__ == "__main__":

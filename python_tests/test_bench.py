@@ -238,6 +238,7 @@ def test_scale_measures_every_phase_and_predicts(ifru, tmp_path, monkeypatch):
             assert 0 < rows[name]["n_entries"] <= 2 * section["n_interactions"]
     for error in report["errors"].values():
         assert 1 <= error["median"] <= error["worst"]
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
     text = load("scaling").scale_text(report)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(names) + 2 + len(report["predictions"])
