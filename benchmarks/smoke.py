@@ -133,7 +133,7 @@ def main() -> None:
         drawn = picture({name: reports[name] for name in ("hvp", "propagate", "cg")})
         check(b"</svg>" in drawn, f"{picture.__name__} to be drawn")
     check(b"</svg>" in scale_picture(reports), "scale_picture to be drawn")
-    print(f"bench-smoke: {', {', '.join(reports)} are right")
+    print(f"bench-smoke: {', '.join(reports)} are right")
 
 
 if __name__ == "__main__":
