@@ -9,6 +9,7 @@ from typing import Any
 
 from figures import roofline_picture, speedup_picture
 from kernels import kernels_text
+from scaling import scale_picture, scale_text
 from tables import cg_text, compat_text, hvp_text, peers_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,7 @@ GENERATED = {
         "propagate": ("benchmarks/results/propagate.json", propagate_text),
         "cg": ("benchmarks/results/cg.json", cg_text),
         "peers": ("benchmarks/results/peers.json", peers_text),
+        "scale": ("benchmarks/results/scale.json", scale_text),
         "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
         "compat": ("benchmarks/results/compat.json", compat_text),
     },
@@ -61,6 +63,7 @@ GENERATED = {
 PICTURES = {
     "docs/speedup.svg": (("hvp", "propagate", "cg"), speedup_picture),
     "docs/roofline.svg": (("hvp", "propagate", "cg"), roofline_picture),
+    "docs/scale.svg": (("scale",), scale_picture),
 }
 
 

@@ -85,6 +85,7 @@ def check_scale(report: dict[str, Any]) -> None:
         check(row["calls"] > 0 and row["predicted_ms"] > 0, f"{row['name']} to be measured")
         error = row.get("relative_error", 0.0)
         check(0 <= error < 1e-4, f"{row['name']} to be right, off by {error}")
+        check(math.isfinite(row.get("residual", 0.0)), f"a residual of {row['name']}")
 
 
 # The arguments that make each benchmark small, and what its report has to be.

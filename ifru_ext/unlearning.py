@@ -57,7 +57,8 @@ class UnlearnResult:
     """An unlearned model with its evidence.
 
     Attributes:
-        model: The new model, on the new graph.
+        model: The new model, on the new graph. Where few rows changed it shares the others with the
+            one it came from until its embeddings are read.
         solve: What the solver did; its x is the change [S, d] of the rows solved for, before it is
             cut or multiplied by a strength.
         report: The numbers.

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,11 @@ class Timing:
     def median(self) -> float:
         """Of the wall clock."""
         return statistics.median(self.wall)
+
+    @property
+    def median_cpu(self) -> float:
+        """Of the processors."""
+        return statistics.median(self.cpu)
 
     def divided_by(self, n: int) -> Timing:
         """Of one of the n products that each call made."""
@@ -280,7 +286,12 @@ def call_overhead(call: Callable[[], object], n_calls: int = 2000, repeats: int 
 
 
 def bandwidth(
-    dim: int, device: torch.device, clock: Clock, *, n_bytes: int | None = None
+    dim: int,
+    device: torch.device,
+    clock: Clock,
+    *,
+    n_bytes: int | None = None,
+    median: Callable[[Timing], float] = attrgetter("median"),
 ) -> dict[str, float]:
     """What the memory gives torch itself, in GB/s, with the threads in force.
 
@@ -293,6 +304,7 @@ def bandwidth(
         device: Whose memory.
         clock: Of the device.
         n_bytes: Of the table; by default more than the caches hold.
+        median: Of the calls' seconds; by default the wall clock's.
     """
     n_bytes = _BANDWIDTH_BYTES if n_bytes is None else n_bytes
     source = torch.ones(n_bytes // 4, device=device)
@@ -307,6 +319,6 @@ def bandwidth(
     }
     timings = interleave(calls, _BANDWIDTH_REPEATS, min_seconds=0.0, clock=clock)
     return {
-        "copy_gb_s": 2 * 4 * source.numel() / timings["copy"].median / 1e9,
-        "gather_gb_s": 4 * table.numel() / timings["gather"].median / 1e9,
+        "copy_gb_s": 2 * 4 * source.numel() / median(timings["copy"]) / 1e9,
+        "gather_gb_s": 4 * table.numel() / median(timings["gather"]) / 1e9,
     }
