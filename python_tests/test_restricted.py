@@ -47,7 +47,7 @@ FORMS = {SlicedLinearization: float("inf"), GatheredLinearization: -1.0}
 
 @pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
 def form(request, monkeypatch):
-    monkeypatch.setattr(objective, "_FULL_ABOVE", FORMS[request.param])
+    monkeypatch.setattr(objective, "FULL_ABOVE", FORMS[request.param])
     return request.param
 
 
@@ -102,7 +102,7 @@ def test_exact_restriction_is_a_block_of_the_full_operator(
     chosen=st.sets(st.integers(0, 15), min_size=1),
     n_layers=st.integers(0, 3),
     seed=st.integers(0, 99),
-    limit=st.sampled_from([-1.0, objective._FULL_ABOVE, float("inf")]),
+    limit=st.sampled_from([-1.0, objective.FULL_ABOVE, float("inf")]),
 )
 @settings(max_examples=100, deadline=None)
 def test_any_rows_of_any_graph(pairs, chosen, n_layers, seed, limit):
@@ -115,7 +115,7 @@ def test_any_rows_of_any_graph(pairs, chosen, n_layers, seed, limit):
     rows = torch.tensor(sorted(chosen))
     v = normal(len(rows), 3, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "_FULL_ABOVE", limit)
+        patch.setattr(objective, "FULL_ABOVE", limit)
         block = HessianOperator(model, data, Objective(l2=0.1), rows=rows)
     whole = HessianOperator(model, data, Objective(l2=0.1))
     assert_rows(block @ v, whole @ embedded(v, rows, 16), rows, torch.float64)
@@ -311,7 +311,7 @@ def test_other_arguments_that_are_refused():
 
 def test_the_gradient_of_a_hub_keeps_its_digits(monkeypatch):
     # The hub alone reaches all of the data; the walk over its entries is asked for.
-    monkeypatch.setattr(objective, "_FULL_ABOVE", 2.0)
+    monkeypatch.setattr(objective, "FULL_ABOVE", 2.0)
     n = 200_000
     g = torch.Generator().manual_seed(0)
     item = torch.zeros(n, dtype=torch.int64)
