@@ -131,7 +131,7 @@ bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
 	$(BIN)/ifru bench cg --shapes ml-100k,A,B,C --dims 64 $(ARGS)
-	$(BIN)/ifru bench scale --most 2e7
+	$(BIN)/ifru bench scale --most 5e7
 	$(BIN)/python benchmarks/readme.py
 
 bench-smoke: $(INSTALLED)
