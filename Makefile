@@ -10,7 +10,9 @@
 #   make mutants   whether those tests notice a wrong kernel: mutation analysis (half an hour)
 #   make cubin     CUDA kernels compiled by nvcc, registers and loads against a budget; needs no GPU
 #   make cuda-load the CUDA library in a CUDA build of torch (5 GB), without a GPU
-#   make bench     the ops against plain torch; renews the README's tables (half an hour)
+#   make bench     the ops against plain torch; renews the README's tables and pictures (half an hour)
+#   make bench-smoke  every benchmark on small data; whether its results are right, never how fast
+#   make peers     products and solves by curvlinops, dattri and pyDVL, beside ours
 #   make readme    runs the demo and renews the README's table and picture
 #   make docs      the documentation, as pages in build/docs that open without a server
 #   make package   sdist and wheel, installed and run in a fresh environment
@@ -22,8 +24,13 @@ CUDA_TORCH ?= torch==2.14.1
 VENV ?= .venv
 BUILD ?= build/cmake
 ARGS ?=
+# Processes that tests run in; `ARGS="-n 0"` runs pytest's in one, where a debugger can stop them.
+WORKERS ?= 2
 
 OP_TESTS := $(addprefix python_tests/test_,device.py gpu.py gpu_solvers.py ops.py pairwise.py)
+
+# Halves of the files, which keeps what a file's tests share in one process; then who is idle helps.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 BIN := $(VENV)/bin
 # Named after the pin, so that another TORCH takes effect; there is one at a time.
@@ -41,7 +48,7 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all demo test test-cpp test-python emulated lint format sanitize simt mutants cubin \
-	cuda-load bench readme docs package adapters clean
+	cuda-load bench bench-smoke peers readme docs package adapters clean
 all: $(INSTALLED)
 
 # The environment: torch first and pinned, so that nothing pulls another build of it.
@@ -65,7 +72,7 @@ test-cpp: $(INSTALLED)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
 test-python: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -90,12 +97,12 @@ simt: $(ENVIRONMENT)
 		-DCMAKE_BUILD_TYPE=None -DIFRU_PYTHON=OFF -DIFRU_SIMT=ON \
 		-DIFRU_WERROR=$(or $(IFRU_EXT_WERROR),OFF)
 	$(BIN)/cmake --build build/simt --target simt
-	$(BIN)/ctest --test-dir build/simt --output-on-failure -R simt_
+	$(BIN)/ctest --test-dir build/simt --output-on-failure --parallel $(WORKERS) -R simt_
 
 # The CUDA ops on an emulated GPU, as the Python tests see them.
 emulated: $(INSTALLED)
 	$(BIN)/cmake --build $(BUILD) --target _ops_emulated
-	$(BIN)/python -m pytest --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --emulated $(BUILD)/_ops_emulated.so $(OP_TESTS) $(ARGS)
 
 mutants: $(ENVIRONMENT)
 	PATH="$(abspath $(BIN)):$$PATH" python csrc/testing/simt/mutants.py $(ARGS)
@@ -119,10 +126,22 @@ readme: $(INSTALLED)
 	cp build/demo/report.json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/readme.py
 
+# On two cores some 12, 7 and 4 minutes. A solve on D takes ten seconds and says what its product does.
 bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)
-	$(BIN)/ifru bench cg $(ARGS)
+	$(BIN)/ifru bench cg --shapes ml-100k,A,B,C --dims 64 $(ARGS)
+	$(BIN)/ifru bench scale --most 5e7
+	$(BIN)/python benchmarks/readme.py
+
+bench-smoke: $(INSTALLED)
+	$(BIN)/python benchmarks/smoke.py
+
+# In an environment of its own, with the package from the checkout.
+peers: $(INSTALLED)
+	$(PYTHON) -m venv build/peers/venv
+	build/peers/venv/bin/python -m pip install --quiet "$(TORCH)" -r benchmarks/peers.txt
+	PYTHONPATH=$(CURDIR) build/peers/venv/bin/python -W ignore benchmarks/peers.py $(ARGS)
 	$(BIN)/python benchmarks/readme.py
 
 package: $(INSTALLED)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from ifru_ext import costs
 
 __all__ = ["kernels_text"]
 
-# Shape D of `ifru bench`, and an H100's memory (SXM, HBM3: 3.35 TB/s by its data sheet).
+# Shape D of `ifru bench`.
 N_USERS, N_NODES, N_INTERACTIONS, DIM = 1_000_000, 1_300_000, 5_000_000, 64
-BYTES_PER_SECOND = 3.0e12
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,17 @@ class Kernel:
     n_bytes: Callable[[int, int, int], int]
 
 
+def _sizes(n: int, e: int, d: int, feature: int = 4) -> costs.Sizes:
+    return costs.Sizes(N_USERS, n - N_USERS, e, d, feature=feature, gathers=True)
+
+
+def _with_ridge(
+    count: Callable[[costs.Sizes], costs.Traffic], feature: int = 4
+) -> Callable[[int, int, int], int]:
+    """As `ifru_ext.costs` counts it, and a ridge (4) that each node reads besides."""
+    return lambda n, e, d: count(_sizes(n, e, d, feature)).n_bytes + 4 * n
+
+
 def _rows(entry: Callable[[int], int], row: Callable[[int], int]) -> Callable[[int, int, int], int]:
     """A sum over rows: every interaction at both its ends, and each node's row."""
     return lambda n, e, d: 2 * e * entry(d) + n * row(d)
@@ -39,32 +52,32 @@ KERNELS = (
     Kernel(
         "`propagate`, a layer",
         "sum_rows<Propagation<float, int>, Layout<4, 16",
-        _rows(lambda d: 4 * d + 4, lambda d: 8 * d + 12),
+        _rows(lambda d: 4 * d + 4, lambda d: 8 * d + 12),  # without what comes before the first
     ),
     Kernel(
         "`pointwise_gradient`",
         "sum_rows<Gradient<float, int>, Layout<4, 16",
-        _rows(lambda d: 4 * d + 8, lambda d: 8 * d + 12),
+        _with_ridge(costs.gradient),
     ),
     Kernel(
         "`pointwise_hvp`",
         "sum_rows<Product<float, float, int>, Layout<4, 16",
-        _rows(lambda d: 8 * d + 12, lambda d: 12 * d + 12),
+        _with_ridge(costs.product),
     ),
     Kernel(
         "`pointwise_hvp`, bfloat16",
         "sum_rows<Product<BFloat16, float, int>, Layout<8, 8",
-        _rows(lambda d: 4 * d + 12, lambda d: 8 * d + 12),
+        _with_ridge(costs.product, feature=2),
     ),
     Kernel(
         "`pointwise_ggn`",
         "sum_rows<Product<float, float, int>, Layout<4, 16",
-        _rows(lambda d: 8 * d + 8, lambda d: 12 * d + 12),
+        _with_ridge(partial(costs.product, exact=False)),
     ),
     Kernel(
         "`pointwise_derivatives`",
         "score_derivatives<float, int, 2, Layout<4, 16",
-        lambda n, e, d: e * (8 * d + 24),
+        lambda n, e, d: costs.derivatives(_sizes(n, e, d)).n_bytes,
     ),
     # A triple per interaction: its user's row, then those of its two items.
     Kernel(
@@ -102,6 +115,6 @@ def kernels_text(budget: dict[str, Any]) -> str:
         lines.append(
             f"| {kernel.op} | `{names[0]}` | {usage['registers']} | 0 | {usage['loads128']} "
             f"| {usage['occupancy']:.0%} | {n_bytes / N_INTERACTIONS:,.0f} "
-            f"| {1e3 * n_bytes / BYTES_PER_SECOND:.2f} |"
+            f"| {1e3 * n_bytes / costs.H100.copy:.2f} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and gpu.md from JSON files."""
+"""Writes the generated parts of README.md and gpu.md, and their pictures, from JSON files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from figures import roofline_picture, speedup_picture
 from kernels import kernels_text
-from tables import cg_text, compat_text, hvp_text, propagate_text, unlearn_text
+from scaling import scale_picture, scale_text
+from tables import cg_text, compat_text, hvp_text, peers_text, propagate_text, unlearn_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,11 +53,25 @@ GENERATED = {
         "hvp": ("benchmarks/results/hvp.json", hvp_text),
         "propagate": ("benchmarks/results/propagate.json", propagate_text),
         "cg": ("benchmarks/results/cg.json", cg_text),
+        "peers": ("benchmarks/results/peers.json", peers_text),
+        "scale": ("benchmarks/results/scale.json", scale_text),
         "unlearn": ("benchmarks/results/unlearn.json", unlearn_text),
         "compat": ("benchmarks/results/compat.json", compat_text),
     },
     "benchmarks/gpu.md": {"kernels": ("csrc/kernels/cuda/budget.json", kernels_text)},
 }
+PICTURES = {
+    "docs/speedup.svg": (("hvp", "propagate", "cg"), speedup_picture),
+    "docs/roofline.svg": (("hvp", "propagate", "cg"), roofline_picture),
+    "docs/scale.svg": (("scale",), scale_picture),
+}
+
+
+def draw(file: str) -> bytes:
+    """A picture, made anew."""
+    names, picture = PICTURES[file]
+    results = ROOT / "benchmarks" / "results"
+    return picture({name: json.loads((results / f"{name}.json").read_text()) for name in names})
 
 
 def generate(file: str) -> str:
@@ -73,3 +89,5 @@ def generate(file: str) -> str:
 if __name__ == "__main__":
     for file in GENERATED:
         (ROOT / file).write_text(generate(file))
+    for file in PICTURES:
+        (ROOT / file).write_bytes(draw(file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["cg_text", "compat_text", "hvp_text", "propagate_text", "unlearn_text"]
+__all__ = ["cg_text", "compat_text", "hvp_text", "peers_text", "propagate_text", "unlearn_text"]
 
 
 def hvp_text(report: dict[str, Any]) -> str:
@@ -14,8 +14,8 @@ def hvp_text(report: dict[str, Any]) -> str:
     besides.
     """
     head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster")
-    head += ("with `out`", "and bfloat16", "than double backward", "Gauss-Newton, ms", "GB/s")
-    head += ("relative error", "in bfloat16")
+    head += ("with `out`", "and bfloat16", "than double backward", "Gauss-Newton, ms")
+    head += (*_ROOFLINE, "relative error", "in bfloat16")
     rows = []
     for section, ours, torch in _compared(report):
         names = "ours, GGN", "ours, out", "ours, bfloat16"
@@ -26,7 +26,7 @@ def hvp_text(report: dict[str, Any]) -> str:
                 *(f"{row['over_torch']:.2f}" for row in (reused, stored)),
                 _ratio(ours["over_double_backward"]),
                 _digits(gauss_newton["median_ms"]),
-                f"{ours['gb_s']:.0f}",
+                *_roofline(ours),
                 *(f"{row['relative_error']:.0e}" for row in (ours, stored)),
             )
         )
@@ -36,17 +36,14 @@ def hvp_text(report: dict[str, Any]) -> str:
 def propagate_text(report: dict[str, Any]) -> str:
     """Propagation with three layers: ours against the strongest form in plain torch and COO."""
     head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster", "than COO")
-    head += ("GB/s", "relative error")
+    head += (*_ROOFLINE, "relative error")
     rows = []
     for section, ours, torch in _compared(report):
-        # The one of its two forms that it chose; they differ in what they move.
-        forms = [_named(section, name) for name in ("ours, gather", "ours, stream")]
-        form = min(forms, key=lambda row: abs(row["median_ms"] - ours["median_ms"]))
         rows.append(
             (
                 *_start(section, ours, torch),
                 _ratio(_named(section, "coo")["median_ms"] / ours["median_ms"]),
-                f"{form['gb_s']:.0f}",
+                *_roofline(ours),
                 f"{ours['relative_error']:.0e}",
             )
         )
@@ -55,13 +52,57 @@ def propagate_text(report: dict[str, Any]) -> str:
 
 def cg_text(report: dict[str, Any]) -> str:
     """Twenty iterations of conjugate gradients against the same around the strongest torch form."""
-    head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster", "GB/s")
-    head += ("relative error",)
+    head = ("shape", "d", "threads", "ms", "strongest in torch", "ms", "times faster")
+    head += (*_ROOFLINE, "relative error")
     rows = [
-        (*_start(section, ours, torch), f"{ours['gb_s']:.0f}", f"{ours['relative_error']:.0e}")
+        (*_start(section, ours, torch), *_roofline(ours), f"{ours['relative_error']:.0e}")
         for section, ours, torch in _compared(report)
     ]
     return f"{_table(head, rows)}\n\n{_machine(report)}"
+
+
+def peers_text(report: dict[str, Any]) -> str:
+    """Other libraries' products and solves: processor time, and how many times more than ours."""
+    peers = ("double_backward", "curvlinops", "dattri", "pyDVL")
+    head = ("shape", "d", "threads", "product", "ours, ms", *peers)
+    rows, left_out = [], []
+    for section in report["sections"]:
+        for product in dict.fromkeys(row["product"] for row in section["contenders"]):
+            timed = [row for row in section["contenders"] if row["product"] == product]
+            # The faster one, where a library has several ways.
+            fastest = [
+                min(found, key=lambda row: row["cpu_ms"]) if found else None
+                for name in peers
+                for found in [[row for row in timed if row["name"].split(",")[0] == name]]
+            ]
+            rows.append(
+                (
+                    section["shape"],
+                    str(section["dim"]),
+                    str(section["threads"]),
+                    "HVP" if product == "hessian" else "inverse HVP",
+                    _digits(timed[0]["cpu_ms"]),
+                    *("" if r is None else _slower(r) for r in fastest),
+                )
+            )
+        left_out += [
+            f"{skipped['name']} on {section['shape']}: {skipped['reason']}."
+            for skipped in section["skipped"]
+        ]
+    e = report["environment"]
+    versions = ", ".join(f"{n} {e[n]}" for n in ("curvlinops-for-pytorch", "dattri", "pyDVL"))
+    notes = (
+        "Milliseconds of processor time, and how many times more than ours. One product or one "
+        "solve with the exact Hessian of matrix factorisation, binary cross-entropy of all rows at "
+        "once; solves by conjugate gradients to a relative residual of 1e-4, with a damping that "
+        f"makes the matrix positive definite. {versions}, torch {e['torch']}, each at its fastest "
+        "setting (`benchmarks/peers.py`); medians, float32, interleaved."
+    )
+    return "\n\n".join([_table(head, rows), " ".join([notes, *left_out])])
+
+
+def _slower(row: dict[str, Any]) -> str:
+    return f"{_digits(row['cpu_ms'])} (**{_ratio(row['times_slower'])}**)"
 
 
 # Utility beyond this below retraining counts as lost.
@@ -268,6 +309,15 @@ def _start(section: dict[str, Any], ours: dict[str, Any], torch: dict[str, Any])
     )
 
 
+_ROOFLINE = ("GB/s", "of gather", "of copy")
+
+
+def _roofline(row: dict[str, Any]) -> tuple[str, ...]:
+    """GB/s, and its shares of what torch itself gathers and copies."""
+    shares = (f"{100 * row[f'{name}_share']:.0f} %" for name in ("gather", "copy"))
+    return f"{row['gb_s']:.0f}", *shares
+
+
 def _machine(report: dict[str, Any]) -> str:
     e = report["environment"]
     memory = ", ".join(
@@ -277,13 +327,13 @@ def _machine(report: dict[str, Any]) -> str:
     )
     return (
         f"Medians, float32; {e['processor']}, {e['cpus']} cpus, {e['isa']}, torch {e['torch']}. "
-        f"Torch's own copy and random row gather reach {memory}. GB/s counts what the algorithm "
-        f"moves, part of it from the caches. A call costs {report['call_overhead_us']['raw']:.0f} "
-        "µs on a graph of three nodes."
+        f"Torch's own copy and random row gather reach {memory}; the shares are of these. GB/s "
+        "counts what the algorithm moves as if there were no caches: above 100 % they served a "
+        f"part. A call costs {report['call_overhead_us']['raw']:.0f} µs on a graph of three nodes."
     )
 
 
-_LEFT = ("shape", "strongest in torch", "data, model", "request", "verdict", "model")
+_LEFT = ("shape", "product", "strongest in torch", "data, model", "request", "verdict", "model")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

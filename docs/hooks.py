@@ -21,7 +21,9 @@ from mkdocs.structure.pages import Page
 
 # The modules of each chapter; the others are no part of what is public.
 PYTHON = {
-    "Data and models": "interactions ids io.reading datasets graph models objective io.store",
+    "Data and models": (
+        "interactions ids io.reading io.mapped datasets graph models objective io.store"
+    ),
     "Training and unlearning": "train forget unlearning planning pruning anchored influence",
     "Verification and reports": "verify evidence report.unlearning report.page",
     "Stores and requests": "io.versions io.requests io.ledger io.forgotten io.delta",
@@ -35,7 +37,8 @@ PYTHON = {
         "distributed.columns distributed.checkpoint"
     ),
     "Linear algebra": "operators solvers preconditioners lanczos newton comparison",
-    "Ops": "ops functional reference adjacency triples",
+    "Ops": "ops functional reference adjacency triples reordering",
+    "Profiling": "profiling phases replay traces traffic",
 }
 
 

@@ -4,6 +4,7 @@ The public names are below; `ifru_ext.ops` has the compiled ops, also as `torch.
 Importing the package loads the compiled libraries, compiles nothing and touches no GPU.
 """
 
+from ifru_ext import profiling
 from ifru_ext._native import native
 from ifru_ext.anchored import Anchor
 from ifru_ext.forget import Forget
@@ -64,6 +65,7 @@ __all__ = [
     "native",
     "plan",
     "polish",
+    "profiling",
     "read_interactions",
     "row_jacobi",
     "save_model",

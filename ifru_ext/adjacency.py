@@ -47,7 +47,10 @@ class Adjacency:
 
     @classmethod
     def from_pairs(cls, user: Tensor, item: Tensor, n_users: int, n_items: int) -> Adjacency:
-        """Builds the adjacency in O(N + E).
+        """Builds the adjacency in O(N + E), with torch's number of threads.
+
+        The same arrays for any number of them. Beside the result, three indices an interaction
+        are held meanwhile.
 
         Args:
             user: [E] ids in [0, n_users).
@@ -58,7 +61,8 @@ class Adjacency:
         Raises:
             ValueError: An id is out of range (the sentence names its row).
         """
-        arrays = _host.bipartite_adjacency(user.cpu().numpy(), item.cpu().numpy(), n_users, n_items)
+        ids = user.cpu().numpy(), item.cpu().numpy()
+        arrays = _host.bipartite_adjacency(*ids, n_users, n_items, torch.get_num_threads())
         rowptr, neighbor, edge = (torch.from_numpy(a).to(user.device) for a in arrays)
         return cls(rowptr, neighbor, edge, n_users, n_items)
 
@@ -140,13 +144,23 @@ class Adjacency:
         if n_blocks not in _BLOCKS:
             raise InputError(f"n_blocks: expected one of {_BLOCKS}, got {n_blocks}")
         if n_blocks not in self._streams:
-            parts = _host.stream_order(*self._arrays, first_row, n_rows, _N_CUTS, n_blocks)
-            device = self.rowptr.device
-            rowptr, neighbor, edge, cuts = (torch.from_numpy(part).to(device) for part in parts)
-            self._streams[n_blocks] = Stream(
-                rowptr.view(n_blocks, n_rows + 1), neighbor, edge, cuts, first_row
-            )
+            self._streams[n_blocks] = self._new_stream(first_row, n_rows, n_blocks)
         return self._streams[n_blocks]
+
+    def _new_stream(self, first_row: int, n_rows: int, n_blocks: int) -> Stream:
+        columns = (self.n_users, self.n_nodes) if first_row == 0 else (0, self.n_users)
+        cuts = _host.balanced_cuts(self._arrays[0], *columns, _N_CUTS)
+        if n_blocks == 1:  # the rows as they stand in the adjacency: nothing to copy
+            rowptr = self.rowptr[first_row : first_row + n_rows + 1]
+            begin, end = int(rowptr[0]), int(rowptr[-1])
+            entries = self.neighbor[begin:end], self.edge[begin:end]
+            return Stream((rowptr - begin)[None], *entries, torch.from_numpy(cuts), first_row)
+        parts = _host.stream_order(
+            *self._arrays, first_row, n_rows, cuts, n_blocks, torch.get_num_threads()
+        )
+        rowptr, neighbor, edge = map(torch.from_numpy, parts)
+        stream_rowptr = rowptr.view(n_blocks, n_rows + 1)
+        return Stream(stream_rowptr, neighbor, edge, torch.from_numpy(cuts), first_row)
 
     def entries(self) -> Stream:
         """Every interaction at both its ends: the form in which each row gathers, for a GPU."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError
-from ifru_ext.inner import inner, norm, total
+from ifru_ext.inner import inner, mean, norm, total
 from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import (
     GatheredLinearization,
@@ -29,6 +29,7 @@ from ifru_ext.linearization import (
 from ifru_ext.models import RecommenderModel, is_finite
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator
+from ifru_ext.phases import phase
 
 __all__ = [
     "STATIONARY",
@@ -134,6 +135,17 @@ class Anchor:
         times, linear = (None if part is None else part.to(device) for part in optional)
         return Anchor(self.regime, self.damping.to(device), times, linear, self.own_norm)
 
+    @cached_property
+    def _finite(self) -> bool:
+        """Looked at once: of every request it would be a pass over all rows."""
+        parts = self.damping, self.times, self.linear
+        return all(is_finite(part) for part in parts if part is not None)
+
+    @cached_property
+    def mean_damping(self) -> float:
+        """The mean of mu; computed once."""
+        return mean(self.damping)
+
     def check(self, model: RecommenderModel) -> None:
         """Checks that it is of a model of this size.
 
@@ -141,12 +153,12 @@ class Anchor:
             InputError: It is not, or holds NaN or infinity.
         """
         parts = self.damping, self.times, self.linear
-        sizes = [model.n_nodes], [model.n_nodes], list(model.embedding.shape)
+        sizes = [model.n_nodes], [model.n_nodes], [model.n_nodes, model.dim]
         shapes = [None if part is None else list(part.shape) for part in parts]
         expected = [None if part is None else size for part, size in zip(parts, sizes, strict=True)]
         if shapes != expected:
             raise InputError(f"anchor: expected shapes {expected} as in the model, got {shapes}")
-        if not all(is_finite(part) for part in parts if part is not None):
+        if not self._finite:
             raise InputError("anchor: expected finite numbers, got NaN or infinity")
         own = self.own_norm
         if (own is None) != (self.regime is not None) or not (own is None or 0 <= own < math.inf):
@@ -320,9 +332,12 @@ class Start:
         model = removal.start
         if dtype is not None and dtype != model.dtype:
             model = model.to(dtype)
-        g = removal.forget_gradient(rows) if g is None else g
-        point = removal.linearize(model, rows)
-        return cls(removal, rows, g, point, point.gradient().double())
+        if g is None:
+            with phase("forget gradient"):
+                g = removal.forget_gradient(rows)
+        with phase("linearisation"):
+            point = removal.linearize(model, rows)
+            return cls(removal, rows, g, point, point.gradient().double())
 
     @cached_property
     def rho(self) -> Tensor:
@@ -332,8 +347,8 @@ class Start:
     @cached_property
     def embedding(self) -> Tensor:
         """[S, d]: the rows that may change."""
-        embedding = self.linearization.model.embedding
-        return embedding if self.rows is None else embedding[self.rows]
+        model = self.linearization.model
+        return model.embedding if self.rows is None else model.embedding_at(self.rows)
 
     @property
     def free_embedding(self) -> Tensor:
@@ -404,8 +419,9 @@ class AnchoredObjective:
         """The point x [S, d]."""
         if x is self.x0:
             return self.start
-        point = self._start.linearization.at(self.model(x))
-        gradient = point.gradient().sub_(self.linear)
+        with phase("linearisation"):
+            point = self._start.linearization.at(self.model(x))
+            gradient = point.gradient().sub_(self.linear)
         gradient.addcmul_(self.damping[:, None], x - self.x0)
         return AnchoredPoint(self, point, x, gradient)
 

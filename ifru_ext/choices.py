@@ -24,12 +24,13 @@ from ifru_ext.anchored import (
 )
 from ifru_ext.errors import InputError
 from ifru_ext.forget import Forget
-from ifru_ext.inner import length, total
+from ifru_ext.inner import mean
 from ifru_ext.interactions import Interactions
 from ifru_ext.minimize import Solution
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Objective
 from ifru_ext.operators import HessianOperator, checked_damping
+from ifru_ext.phases import phase
 from ifru_ext.pruning import Pruning, Selection
 from ifru_ext.removal import Erase, Removal, parse
 from ifru_ext.solvers import SolveReason, cg, norm
@@ -221,7 +222,9 @@ def prepare(
 
     with _phase(seconds, "damping"):
         measure = partial(_measured, removal, everything)
-        mu, times = damping_of(given, anchor, regime, removal.live, measure, reasons)
+        mu, times = damping_of(
+            given, anchor, regime, data.n_nodes, data.user.device, measure, reasons
+        )
     return Prepared(
         removal=removal,
         method=chosen,
@@ -262,7 +265,8 @@ def rows_of(removal: Removal, pruning: Pruning | None) -> tuple[Selection | None
     """The selection, and the rows to solve for: those selected and not erased; None for all."""
     selection = None
     if pruning is not None:
-        selection = pruning.select(removal.data, removal.omitted.rows)
+        with phase("selection"):
+            selection = pruning.select(removal.data, removal.omitted.rows)
         rows = selection.rows[~torch.isin(selection.rows, removal.erased)]
         if len(rows):
             return selection, rows
@@ -314,7 +318,8 @@ def damping_of(
     given: Tensor | None,
     anchor: Anchor | None,
     regime: Regime,
-    live: Tensor,
+    n_rows: int,
+    device: torch.device,
     measure: Callable[[], tuple[WholePoint, Tensor, Tensor, Tensor]],
     reasons: list[str],
 ) -> tuple[Tensor, Tensor | None]:
@@ -324,7 +329,8 @@ def damping_of(
         given: Mu, where it is given.
         anchor: The anchor, where one is given.
         regime: How training had ended.
-        live: Bool [N], the rows that are not erased.
+        n_rows: N.
+        device: Where mu is wanted.
         measure: For a model stopped early: a point to read the curvature off, and the gradient,
             embeddings and degrees [N, ...] to read the ridge off.
         reasons: Of the choices.
@@ -333,20 +339,16 @@ def damping_of(
         return given, None
     if anchor is not None and (anchor.regime is not None or regime is Regime.EARLY_STOPPED):
         mu = anchor.damping
-        reasons.append(f"damping {_mean(mu):.3g} on average: that of the anchor")
+        reasons.append(f"damping {anchor.mean_damping:.3g} on average: that of the anchor")
         return mu, anchor.times
     if regime is not Regime.EARLY_STOPPED:
         reasons.append(f"damping 0: the model is {_NAMES[regime]}")
-        return torch.zeros_like(live, dtype=torch.float64), None
+        return torch.zeros((), dtype=torch.float64, device=device).expand(n_rows), None
     point, rho, embedding, degree = measure()
     mu = pooled_ridge(rho, embedding, degree)
     times = stopping_times(point, mu)
-    reasons.append(f"damping {_mean(mu):.3g} on average: the ridge implied by early stopping")
+    reasons.append(f"damping {mean(mu):.3g} on average: the ridge implied by early stopping")
     return mu, times
-
-
-def _mean(x: Tensor) -> float:
-    return float(total(x.sum())) / length(x)
 
 
 def _measured(
@@ -444,5 +446,6 @@ def ratio(part: float, whole: float) -> float:
 @contextmanager
 def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
+    with phase(name):
+        yield
     seconds[name] = time.perf_counter() - start

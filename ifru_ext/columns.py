@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -45,8 +46,9 @@ def as_ids(
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"{name}: expected integer ids, got {_dtype_name(ids)}")
     ids = ids.to(torch.int64)
-    wrong = ids < 0 if below is None else (ids < 0) | (ids >= below)
-    if bool(wrong.any()):
+    least, largest = _range(ids)
+    if least < 0 or (below is not None and largest >= below):
+        wrong = ids < 0 if below is None else (ids < 0) | (ids >= below)
         row = int(wrong.nonzero()[0])
         limit = ">= 0" if below is None else f"in [0, {bound}{below})"
         raise InputError(f"{name}: expected ids {limit}, got {int(ids[row])} {at} {row}")
@@ -117,11 +119,22 @@ def as_numbers(name: str, values: ArrayLike, like: Tensor, dtype: torch.dtype | 
     if dtype is None:
         dtype = torch.float64 if column.is_floating_point() else torch.int64
     column = column.to(dtype)
-    wrong = ~torch.isfinite(column)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+    if not all(map(math.isfinite, _range(column))):
+        row = int((~torch.isfinite(column)).nonzero()[0])
         raise InputError(f"{name}: expected finite numbers, got {float(column[row])} in row {row}")
     return column
+
+
+def _range(column: Tensor) -> tuple[float, float]:
+    """The least and the largest value, NaN where there is one; (0, 0) of none.
+
+    In one pass that makes no mask of the column's length, which for a mapped column would be most
+    of the memory there is.
+    """
+    if column.numel() == 0:
+        return 0, 0
+    least, largest = torch.aminmax(column)
+    return least.item(), largest.item()
 
 
 def _dtype_name(tensor: Tensor) -> str:

@@ -334,11 +334,22 @@ def _draw_pairs(
             free = np.setdiff1d(np.arange(n_users * n_items), keys, assume_unique=True)
             keys = np.concatenate([keys, rng.choice(free, missing, replace=False)])
         else:
-            keys = np.unique(np.concatenate([keys, draw(missing + missing // 4 + 16)]))
+            keys = _distinct(np.concatenate([keys, draw(missing + missing // 4 + 16)]))
             surplus = max(len(keys) - n, 0)
             keys = np.delete(keys, rng.choice(len(keys), surplus, replace=False))
     rng.shuffle(keys)
     return keys // n_items, keys % n_items
+
+
+def _distinct(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The keys ascending, each once; sorts them in place.
+
+    `np.unique` hashes them first, which takes four times as long on keys that seldom repeat.
+    """
+    keys.sort()
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return keys[first]
 
 
 def _draw_ranks(

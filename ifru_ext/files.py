@@ -8,9 +8,12 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
-__all__ = ["sync_folder", "write_atomic"]
+from ifru_ext.errors import InputError
+
+__all__ = ["NewFolder", "sync_folder", "write_atomic"]
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
@@ -46,6 +49,52 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+class NewFolder:
+    """A context whose files become a folder at its end, all at once; on a failure they are removed.
+
+    Args:
+        path: The folder; there must be none, or an empty one. The one that holds it must exist.
+
+    Attributes:
+        path: Where the files are written until then.
+
+    Raises:
+        InputError: There is something at `path`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._target = Path(os.path.realpath(path))
+        self._check_new()
+        self.path = self._target.parent / f".{secrets.token_hex(8)}.tmp"
+
+    def _check_new(self) -> None:
+        target = self._target
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise InputError(f"{target}: expected a new folder, got one that is there")
+
+    def __enter__(self) -> Path:
+        self.path.mkdir()
+        return self.path
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                for file in self.path.iterdir():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+                sync_folder(self.path)
+                self._check_new()
+                self.path.replace(self._target)  # over an empty folder at most
+                sync_folder(self._target.parent)
+        finally:
+            shutil.rmtree(self.path, ignore_errors=True)  # renamed: there is none
 
 
 def sync_folder(folder: Path) -> None:

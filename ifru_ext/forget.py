@@ -85,8 +85,39 @@ class Forget:
             InputError: The mask has another length, an index or id is out of range, `before` meets
                 data without timestamps, or no or every interaction is selected.
         """
-        mask, n = self.select(data), len(data)
-        selected = int(mask.sum())
+        mask = self.select(data)
+        self._check_number(int(mask.sum()), data)
+        return mask
+
+    def rows(self, data: Interactions) -> Tensor:
+        """[k] int64, ascending: the positions of the rows that `resolve` selects.
+
+        Where the rows are named by indices, users and items, and the adjacency of the data exists,
+        the cost follows their number.
+
+        Raises:
+            InputError: See `resolve`.
+        """
+        named = self.interactions
+        masked = named is not None and named.dtype == torch.bool
+        if masked or self.before is not None or "adjacency" not in data.__dict__:
+            return self.resolve(data).nonzero()[:, 0]
+        parts = []
+        if named is not None:
+            parts.append(as_row_selection("forget: interactions", named, len(data)))
+        for name, ids, size, first in (
+            ("users", self.users, data.n_users, 0),
+            ("items", self.items, data.n_items, data.n_users),
+        ):
+            if ids is not None:
+                nodes = as_ids(f"forget: {name}", ids, below=size) + first
+                parts.append(data.adjacency.slice(nodes).edge.long())
+        rows: Tensor = torch.cat([part.to(data.user.device) for part in parts]).unique()
+        self._check_number(len(rows), data)
+        return rows
+
+    def _check_number(self, selected: int, data: Interactions) -> None:
+        n = len(data)
         if selected == 0:
             raise InputError(f"forget selects no interaction ({self._why_none(data)})")
         if selected == n:
@@ -94,7 +125,6 @@ class Forget:
                 f"forget selects every interaction ({n} of {n}); nothing would be left to learn "
                 "from"
             )
-        return mask
 
     def select(self, data: Interactions) -> Tensor:
         """`resolve`, where none and all are answers too.

@@ -18,6 +18,7 @@ from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Loss, Objective
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator, checked_damping
+from ifru_ext.phases import phase
 from ifru_ext.removal import Removal, parse
 from ifru_ext.solvers import cg_batch
 
@@ -68,7 +69,8 @@ def influence(
         ValueError: An argument is wrong, or a solve does not converge.
     """
     objective = objective.summed()
-    point = objective.linearize(model, data)
+    with phase("linearisation"):
+        point = objective.linearize(model, data)
     if isinstance(damping, str):
         if damping != "auto":
             raise InputError(f"damping: expected a number, a tensor or 'auto', got {damping!r}")
@@ -80,7 +82,8 @@ def influence(
     if not sets:
         raise InputError("eval_data: expected at least one data set, got none")
     plain = Objective(loss=objective.loss)
-    gradients = torch.stack([plain.gradient(model, part) for part in sets])
+    with phase("gradient"):
+        gradients = torch.stack([plain.gradient(model, part) for part in sets])
     matrix: Curvature = parse(Curvature, "curvature", curvature)
     operator: GaussNewtonOperator | HessianOperator
     if matrix is Curvature.HESSIAN:
@@ -95,15 +98,26 @@ def influence(
                 f"{k} of eval_data converges, got {solve.reason.name}: {solve.reason.value}"
             )
     adjoint = torch.stack([solve.x for solve in solves])
-    if _are_requests(candidates):
-        effects = torch.stack([_of_request(model, data, f, objective, adjoint) for f in candidates])
-    else:
-        rows = as_row_selection("candidates", candidates, len(data))
-        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        effects = torch.cat(
-            [_of_rows(model, data.subset(part), objective, adjoint) for part in rows.split(_CHUNK)]
-        )
+    with phase("effects"):
+        effects = _effects(model, data, candidates, objective, adjoint)
     return effects[:, 0] if single else effects
+
+
+def _effects(
+    model: RecommenderModel,
+    data: Interactions,
+    candidates: ArrayLike | Sequence[Forget],
+    objective: Objective,
+    adjoint: Tensor,
+) -> Tensor:
+    """[m, k]: <g, adjoint> of each candidate."""
+    if _are_requests(candidates):
+        return torch.stack([_of_request(model, data, f, objective, adjoint) for f in candidates])
+    rows = as_row_selection("candidates", candidates, len(data))
+    rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+    return torch.cat(
+        [_of_rows(model, data.subset(part), objective, adjoint) for part in rows.split(_CHUNK)]
+    )
 
 
 def _are_requests(candidates: ArrayLike | Sequence[Forget]) -> TypeGuard[Sequence[Forget]]:

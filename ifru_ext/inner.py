@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ifru_ext import ops
 
-__all__ = ["inner", "inners", "is_spread", "length", "norm", "spread", "total"]
+__all__ = ["inner", "inners", "is_spread", "length", "mean", "norm", "spread", "total"]
 
 _add_parts: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("add_parts", default=None)
 
@@ -75,3 +75,8 @@ def norm(x: Tensor) -> float:
 def length(x: Tensor) -> int:
     """The number of elements, of all parts."""
     return int(total(torch.tensor(x.numel(), device=x.device))) if is_spread() else x.numel()
+
+
+def mean(x: Tensor) -> float:
+    """The mean of the elements, of all parts."""
+    return float(total(x.sum())) / length(x)

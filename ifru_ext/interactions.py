@@ -17,7 +17,7 @@ from ifru_ext.errors import InputError, as_integer
 from ifru_ext.ids import IdMap
 from ifru_ext.triples import Triples
 
-__all__ = ["Interactions", "Omitted"]
+__all__ = ["COLUMNS", "Interactions", "Omitted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,24 +25,44 @@ class Omitted:
     """Rows of some interactions that do not count, without a new index of the rest.
 
     Attributes:
+        data: The interactions.
         rows: [k] int64, ascending.
-        kept: bool [n]: the other rows.
-        degree: [N] int64: the rows omitted at each node.
     """
 
+    data: Interactions
     rows: Tensor
-    kept: Tensor
-    degree: Tensor
 
     @classmethod
     def of(cls, data: Interactions, kept: Tensor) -> Omitted:
         """From the mask of the rows that count."""
-        rows = (~kept).nonzero()[:, 0]
-        ends = torch.cat([data.user[rows], data.item[rows] + data.n_users])
-        return cls(rows, kept, torch.bincount(ends, minlength=data.n_nodes))
+        return cls(data, (~kept).nonzero()[:, 0])
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Bool [n]: the other rows; made when asked for."""
+        kept = torch.ones(len(self.data), dtype=torch.bool, device=self.rows.device)
+        kept[self.rows] = False
+        return kept
+
+    def kept_at(self, rows: Tensor) -> Tensor:
+        """Bool [m]: whether these rows count; the cost follows their number and k."""
+        if "kept" in self.__dict__ or len(self.data) <= 8 * len(rows):
+            return self.kept.index_select(0, rows)
+        return torch.isin(rows, self.rows.to(rows.dtype), invert=True)
+
+    def degrees(self, nodes: Tensor | None = None) -> Tensor:
+        """[N] int64, or [S] of some nodes: the rows omitted at each."""
+        data = self.data
+        ends = torch.cat([data.user[self.rows], data.item[self.rows] + data.n_users])
+        if nodes is None:
+            return torch.bincount(ends, minlength=data.n_nodes)
+        ends = ends.sort().values
+        first, end = (torch.searchsorted(ends, nodes, right=right) for right in (False, True))
+        return end - first
 
 
-_COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
+COLUMNS = ("user", "item", "label", "weight", "timestamp", "negative")
+"""The attributes with one value, or one row, for each interaction."""
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -125,7 +145,7 @@ class Interactions:
             )
         if weight is not None:
             weight = as_numbers("weight", weight, user, torch.float32)
-            if bool((weight < 0).any()):
+            if weight.min() < 0:
                 row = int((weight < 0).nonzero()[0])
                 raise InputError(
                     f"weight: expected numbers >= 0, got {float(weight[row]):g} in row {row}"
@@ -168,6 +188,9 @@ class Interactions:
     @cached_property
     def first_label_outside_unit(self) -> int | None:
         """The first row whose label is outside [0, 1], or None; looked for once."""
+        least, largest = torch.aminmax(self.label) if len(self) else (0, 1)
+        if least >= 0 and largest <= 1:
+            return None
         outside = ((self.label < 0) | (self.label > 1)).nonzero()
         return int(outside[0]) if len(outside) else None
 
@@ -263,7 +286,7 @@ class Interactions:
         degree = self.adjacency.degrees(nodes)
         if omitted is None:
             return degree
-        return degree - (omitted.degree if nodes is None else omitted.degree[nodes])
+        return degree - omitted.degrees(nodes)
 
     def subset(self, rows: ArrayLike) -> Interactions:
         """Some of the rows; sizes and original ids stay.
@@ -351,7 +374,7 @@ class Interactions:
             InputError: There is no such device.
         """
         device = as_device("device", device)
-        columns = {name: self.__dict__[name] for name in _COLUMNS}
+        columns = {name: self.__dict__[name] for name in COLUMNS}
         other = self._with(**{n: None if c is None else c.to(device) for n, c in columns.items()})
         for name in ("n_duplicates", "first_label_outside_unit"):
             if name in self.__dict__:
@@ -367,7 +390,7 @@ class Interactions:
         same on every machine and device.
         """
         digest = hashlib.sha256(f"interactions {len(self)} {self.shape}".encode())
-        for name in _COLUMNS:
+        for name in COLUMNS:
             column: Tensor | None = getattr(self, name)
             if column is None:
                 continue
@@ -389,8 +412,14 @@ class Interactions:
 
     def _with(self, **changes: Tensor | int | None) -> Interactions:
         """Other columns, valid by construction; computed properties are left behind."""
-        other = object.__new__(Interactions)
-        other.__dict__.update({f.name: self.__dict__[f.name] for f in fields(self)}, **changes)
+        own = {f.name: self.__dict__[f.name] for f in fields(self)}
+        return self._unchecked(**{**own, **changes})
+
+    @classmethod
+    def _unchecked(cls, **attributes: Tensor | int | IdMap | None) -> Interactions:
+        """From all attributes, valid by construction."""
+        other = object.__new__(cls)
+        other.__dict__.update(attributes)
         return other
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ifru_ext.errors import InputError, as_integer
 from ifru_ext.inner import inner, length, norm, total
 from ifru_ext.operators import LinearOperator
+from ifru_ext.phases import count, phase
 from ifru_ext.solvers import Callback, SolveReason, check_options, check_system, product_of
 
 __all__ = ["LanczosResult", "lanczos_apply", "spectral_filter"]
@@ -110,8 +111,9 @@ def lanczos_apply(
     check_system(A, b)
     check_options(rtol, 0.0, None)
     num_steps = as_integer("num_steps", num_steps, 1)
-    with torch.inference_mode():
+    with phase("Lanczos"), torch.inference_mode():
         result = _lanczos_apply(A, b, f, min(num_steps, length(b)), rtol, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return dataclasses.replace(result, x=result.x.clone(), ritz_values=result.ritz_values.clone())
 
 

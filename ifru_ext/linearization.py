@@ -33,6 +33,7 @@ __all__ = [
     "Scope",
     "SlicedLinearization",
     "Workspace",
+    "among_own_nodes",
 ]
 
 
@@ -369,10 +370,11 @@ class SlicedLinearization(RestrictedLinearization):
 
     Attributes:
         within: [S] int64, where `rows` stand in T.
-        part: The entries of T among all interactions.
+        part: The entries of T among all interactions; its ids are positions in `nodes`.
+        nodes: [K] node ids, those that the entries name; None for all, of which nothing is copied.
         propagation: P among T; None where nothing is propagated, and T = S.
         derivatives: Of the loss, for each entry.
-        features: [N, d], F = P E of the whole graph.
+        features: [N, d], F = P E of the whole graph, or [K, d] of `nodes`.
         loss: [entries].
         residual: [entries] r.
         curvature: [entries] w.
@@ -380,6 +382,7 @@ class SlicedLinearization(RestrictedLinearization):
 
     within: Tensor
     part: AdjacencySlice
+    nodes: Tensor | None
     propagation: InducedPropagation | None
     derivatives: Derivatives
     features: Tensor
@@ -389,7 +392,7 @@ class SlicedLinearization(RestrictedLinearization):
 
     def at(self, model: RecommenderModel) -> SlicedLinearization:
         """The same entries at other embeddings."""
-        features = model.features()
+        features = model.features() if self.nodes is None else model.embedding_at(self.nodes)
         loss, r, w = self.derivatives(features)
         return replace(self, model=model, features=features, loss=loss, residual=r, curvature=w)
 
@@ -397,7 +400,7 @@ class SlicedLinearization(RestrictedLinearization):
     def value(self) -> float:
         """Of the interactions at T; one between two nodes of T stands in two rows."""
         counted = torch.where(self.part.local >= 0, 0.5, 1.0).to(self.loss.dtype)
-        own = self.model.free(self.model.embedding[self.rows], self.rows)
+        own = self.model.free(self.model.embedding_at(self.rows), self.rows)
         return float(ops.dot(self.loss, counted)) + _penalty(self.ridge, own)
 
     def gradient(self) -> Tensor:
@@ -405,7 +408,7 @@ class SlicedLinearization(RestrictedLinearization):
         inner = _sum_of_rows(self.part, self.residual, self.features)
         if self.propagation is not None:
             inner = self.propagation.propagate(inner)[self.within]
-        own = self.model.embedding[self.rows]
+        own = self.model.embedding_at(self.rows)
         return _zeroed(torch.addcmul(inner, self.ridge[:, None], own), self.frozen)
 
     def curvature_entries(self) -> CurvatureEntries:
@@ -493,6 +496,22 @@ class GatheredLinearization(RestrictedLinearization):
             workspace=keep,
         )
         return torch.index_select(full, 0, self.rows, out=out)
+
+
+def among_own_nodes(part: AdjacencySlice) -> tuple[AdjacencySlice, Tensor]:
+    """A slice over the nodes that it names, numbered anew: its rows first, then their neighbours.
+
+    Args:
+        part: The entries of some rows.
+
+    Returns:
+        The slice with positions for node ids, in the same order, and the nodes [K].
+    """
+    rows, outside = part.rows.long(), (part.local < 0).nonzero()[:, 0]
+    others, place = part.neighbor[outside].unique(return_inverse=True)
+    neighbor = part.local.index_copy(0, outside, (place + len(rows)).to(part.local.dtype))
+    own = torch.arange(len(rows), dtype=part.rows.dtype, device=rows.device)
+    return replace(part, rows=own, neighbor=neighbor), torch.cat([rows, others.long()])
 
 
 # Entries of a row that are summed in one go: the sums of longer rows are summed again, so that a

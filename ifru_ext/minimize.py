@@ -12,6 +12,7 @@ from ifru_ext.anchored import AnchoredObjective
 from ifru_ext.lanczos import spectral_filter
 from ifru_ext.newton import TrustRegion, trust_region_newton, value_rounding
 from ifru_ext.operators import GaussNewtonOperator, HessianOperator, LinearOperator
+from ifru_ext.phases import count
 from ifru_ext.solvers import SolveReason, SolveResult, cg, norm
 
 __all__ = ["Checkpoint", "NewtonState", "Solution", "filter_step", "influence_step", "newton_steps"]
@@ -199,6 +200,7 @@ def newton_steps(
 
     def tell(gradient_norm: float) -> None:
         history.append(gradient_norm)
+        count(newton_steps=1)
         if callback is not None:
             callback(len(history) - 1, gradient_norm)
 

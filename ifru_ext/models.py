@@ -43,7 +43,6 @@ class RecommenderModel(ABC):
         item_embedding: [n_items, d] of the same dtype.
 
     Attributes:
-        embedding: [N, d] the ego embeddings E, users first.
         n_users: Number of users.
         n_items: Number of items.
 
@@ -67,8 +66,36 @@ class RecommenderModel(ABC):
             )
         self.n_users = user.shape[0]
         self.n_items = item.shape[0]
-        self.embedding = torch.cat([user, item])
+        self._embedding = torch.cat([user, item])
+        # Rows, ascending, that stand in the place of its own, and their values.
+        self._replaced: tuple[Tensor, Tensor] | None = None
         self._features: Tensor | None = None
+
+    @property
+    def embedding(self) -> Tensor:
+        """[N, d] the ego embeddings E, users first.
+
+        A model of `with_rows` makes them when they are first asked for: a copy of all rows costs
+        more than a small request does.
+        """
+        if self._replaced is not None:
+            self._embedding = self._embedding.index_copy(0, *self._replaced)
+            self._replaced = None
+        return self._embedding
+
+    def embedding_at(self, rows: Tensor) -> Tensor:
+        """[S, d]: some rows of `embedding`, at a cost that follows their number.
+
+        Args:
+            rows: [S] node ids.
+        """
+        values = self._embedding.index_select(0, rows)
+        if self._replaced is not None:
+            replaced, new = self._replaced
+            at = torch.searchsorted(replaced, rows).clamp_max_(len(replaced) - 1)
+            inside = replaced[at] == rows
+            values[inside] = new[at[inside]]
+        return values
 
     @property
     def user_embedding(self) -> Tensor:
@@ -88,12 +115,17 @@ class RecommenderModel(ABC):
     @property
     def dim(self) -> int:
         """d, the number of features."""
-        return self.embedding.shape[1]
+        return self._embedding.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """float32 or float64."""
-        return self.embedding.dtype
+        return self._embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the embeddings."""
+        return self._embedding.device
 
     @property
     def frozen_columns(self) -> Tensor | None:
@@ -113,7 +145,7 @@ class RecommenderModel(ABC):
         if columns is None:
             return None
         if rows is None:
-            rows = torch.arange(self.n_nodes, device=self.embedding.device)
+            rows = torch.arange(self.n_nodes, device=self.device)
         return columns.to(rows.device)[(rows >= self.n_users).long()]
 
     def free(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -152,24 +184,47 @@ class RecommenderModel(ABC):
             ValueError: The shape differs, or a value is NaN or infinite.
         """
         checked = _checked_embedding("embedding", embedding)
-        if checked.shape != self.embedding.shape:
+        if checked.shape != self._embedding.shape:
             raise InputError(
-                f"embedding: expected shape {list(self.embedding.shape)}, got {list(checked.shape)}"
+                f"embedding: expected shape {list(self._embedding.shape)}, "
+                f"got {list(checked.shape)}"
             )
         # A copy: whoever writes to theirs would otherwise change this model behind its features.
-        return self._copy(embedding=checked.clone())
+        return self._copy(_embedding=checked.clone(), _replaced=None)
 
     def with_rows(self, rows: Tensor | None, values: Tensor) -> Self:
         """The same model with some rows of the ego embeddings replaced, for a solver's iterates.
 
-        Unlike `with_embedding` it checks nothing.
+        Unlike `with_embedding` it checks nothing. The cost follows the rows: the others are shared
+        with this model until `embedding` is asked for.
 
         Args:
             rows: [S] distinct node ids; None for all.
             values: [S, d] of the model's dtype.
         """
-        embedding = values if rows is None else self.embedding.index_copy(0, rows, values)
-        return self._copy(embedding=embedding)
+        if rows is None:
+            return self._copy(_embedding=values, _replaced=None)
+        order = rows.argsort()
+        rows, values = rows[order], values[order]
+        if self._replaced is not None:
+            every = torch.cat([self._replaced[0], rows]).unique()
+            place = torch.searchsorted(every, rows)
+            values = self.embedding_at(every).index_copy_(0, place, values)
+            rows = every
+        return self._copy(_replaced=(rows, values) if len(rows) else None)
+
+    def checked(self) -> Self:
+        """This model, once its numbers are known to be finite; of `with_rows` the rows replaced.
+
+        Raises:
+            ValueError: A value is NaN or infinite.
+        """
+        if self._replaced is None:
+            _check_finite("embedding", self._embedding)
+        else:
+            rows, values = self._replaced
+            _check_finite("embedding", values, rows)
+        return self
 
     def to(self, target: torch.dtype | torch.device | str) -> Self:
         """The same model in float32 or float64, or on a device, "cpu" or "cuda", with its graph.
@@ -179,11 +234,11 @@ class RecommenderModel(ABC):
         """
         if isinstance(target, torch.dtype):
             cast = self.embedding.to(check_dtype(target))
-            return self._copy(embedding=_checked_embedding("embedding", cast))
+            return self._copy(_embedding=_checked_embedding("embedding", cast))
         return self._moved(as_device("device", target))
 
     def _moved(self, device: torch.device) -> Self:
-        return self._copy(embedding=self.embedding.to(device))
+        return self._copy(_embedding=self.embedding.to(device))
 
     def features(self) -> Tensor:
         """[N, d]: F = P E, computed once."""
@@ -204,7 +259,7 @@ class RecommenderModel(ABC):
         Raises:
             ValueError: An id is out of range, or there are more of one than of the other.
         """
-        device = self.embedding.device
+        device = self.device
         user = as_ids("user", user, below=self.n_users).to(device)
         item = as_ids("item", item, below=self.n_items).to(device)
         if user.numel() != item.numel():
@@ -397,7 +452,7 @@ class LightGCN(RecommenderModel):
         return self._copy(_graph=self._checked_graph(graph))
 
     def _moved(self, device: torch.device) -> Self:
-        return self._copy(embedding=self.embedding.to(device), _graph=self._graph.to(device))
+        return self._copy(_embedding=self.embedding.to(device), _graph=self._graph.to(device))
 
     def _checked_graph(self, graph: BipartiteGraph | None) -> BipartiteGraph:
         if graph is None:
@@ -408,9 +463,9 @@ class LightGCN(RecommenderModel):
                 f"graph: expected {self.n_users} users and {self.n_items} items as in the "
                 f"embeddings, got {a.n_users} and {a.n_items}"
             )
-        if a.rowptr.device != self.embedding.device:
+        if a.rowptr.device != self.device:
             raise InputError(
-                f"graph: expected one on {self.embedding.device} as the embeddings, "
+                f"graph: expected one on {self.device} as the embeddings, "
                 f"got one on {a.rowptr.device}"
             )
         return graph
@@ -457,7 +512,13 @@ def _checked_embedding(name: str, value: Tensor | np.ndarray[Any, Any]) -> Tenso
         raise InputError(f"{name}: expected shape [rows, d], got {list(tensor.shape)}")
     if tensor.dtype not in (torch.float32, torch.float64):
         raise InputError(f"{name}: expected float32 or float64, got {tensor.dtype}")
-    if not is_finite(tensor):
-        row = int((~torch.isfinite(tensor)).any(1).nonzero()[0])
-        raise InputError(f"{name}: expected finite values, got NaN or infinity in row {row}")
+    _check_finite(name, tensor)
     return tensor
+
+
+def _check_finite(name: str, values: Tensor, rows: Tensor | None = None) -> None:
+    """Of all rows, or of those named."""
+    if not is_finite(values):
+        row = int((~torch.isfinite(values)).any(1).nonzero()[0])
+        row = row if rows is None else int(rows[row])
+        raise InputError(f"{name}: expected finite values, got NaN or infinity in row {row}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ifru_ext.inner import inner, norm
 from ifru_ext.operators import LinearOperator
+from ifru_ext.phases import count
 from ifru_ext.solvers import Callback, SolveReason, steihaug
 
 __all__ = [
@@ -180,6 +181,7 @@ def trust_region_newton(
         with torch.inference_mode():
             curvature = float(inner(step, hessian.matvec(step)))
         num_matvecs += 1
+        count(products=1)
         slope = float(inner(point.gradient, step))
         predicted = -(slope + 0.5 * curvature)
         candidate = evaluate(x + step)

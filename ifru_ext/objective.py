@@ -22,6 +22,7 @@ from ifru_ext.linearization import (
     RestrictedLinearization,
     Scope,
     SlicedLinearization,
+    among_own_nodes,
 )
 from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.triples import Triples
@@ -287,11 +288,13 @@ class Objective:
         if gathered:
             full = self._linearize_all(model, data, omitted)
             return GatheredLinearization(model, rows, ridge, full)
-        part = data.adjacency.slice(reached)
+        part, nodes = data.adjacency.slice(reached), None
+        if gcn is None:  # features are the model's rows: of those that the entries name
+            part, nodes = among_own_nodes(part)
         derivatives = self._of_pairs(
             *(model.dtype, data, omitted), part.owner(), part.neighbor, edge=part.edge
         )
-        features = model.features()
+        features = model.features() if nodes is None else model.embedding_at(nodes)
         loss, residual, curvature = derivatives(features)
         return SlicedLinearization(
             model=model,
@@ -299,6 +302,7 @@ class Objective:
             ridge=ridge,
             within=torch.searchsorted(reached, rows),
             part=part,
+            nodes=nodes,
             propagation=None if gcn is None else gcn.graph.induced(reached, gcn.alpha),
             derivatives=derivatives,
             features=features,
@@ -352,10 +356,11 @@ class Objective:
     ) -> Tensor | None:
         """What the loss of each interaction, or of those in `edge`, is multiplied with."""
         scale = self._scale(data, omitted)
-        weight, kept = data.weight, None if omitted is None else omitted.kept
-        if edge is not None:  # first, so that the cost follows their number
-            kept = None if kept is None else kept.index_select(0, edge)
-            weight = None if weight is None else weight.index_select(0, edge)
+        weight, kept = data.weight, None
+        if omitted is not None:
+            kept = omitted.kept if edge is None else omitted.kept_at(edge)
+        if edge is not None and weight is not None:  # first, so that the cost follows their number
+            weight = weight.index_select(0, edge)
         if scale != 1.0:
             like = data.label if edge is None else edge
             weight = scale * (torch.ones_like(like) if weight is None else weight).double()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ifru_ext import costs
 from ifru_ext.anchored import Anchor, Regime
-from ifru_ext.choices import Method, Prepared, prepare
+from ifru_ext.choices import FILTER_STEPS, Method, Prepared, prepare
 from ifru_ext.forget import Forget
 from ifru_ext.interactions import Interactions
 from ifru_ext.linearization import SlicedLinearization
-from ifru_ext.models import RecommenderModel
+from ifru_ext.models import LightGCN, RecommenderModel
 from ifru_ext.objective import Loss, Objective
 from ifru_ext.operators import HessianOperator
 from ifru_ext.pruning import Pruning
@@ -28,7 +29,7 @@ _PRODUCTS_INFLUENCE = 12
 # Matrices of the solved rows that are held at once: solution, right-hand side, conjugate
 # gradients' vectors, two points; and the basis of the filter.
 _VECTORS = 10
-_BASIS = 15
+_BASIS = FILTER_STEPS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Plan:
         bytes: Memory beside model and data, estimated.
         seconds_per_product: Measured now, on this machine.
         products: How many are expected. It depends on the model most of all.
-        seconds: Of the whole, estimated from these.
+        seconds: Of the whole, the sum over the phases.
+        phases: Of each phase, the seconds and the bytes that it moves (`ifru_ext.costs`). The
+            preparation was measured now; of what comes after, the products take the time that was
+            measured, and the rest the time of its bytes at the rate that the product reached.
         reasons: The choices, each with its reason.
     """
 
@@ -70,6 +74,7 @@ class Plan:
     seconds_per_product: float
     products: int
     seconds: float
+    phases: dict[str, dict[str, float]]
     reasons: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +128,7 @@ def plan(
     products = _PRODUCTS[p.regime] if p.newton or p.times is not None else _PRODUCTS_INFLUENCE
     erased = p.removal.erased
     n_rows = len(p.start.g)
+    phases = _phases(p, prepared, per_product, products)
     return Plan(
         method=(Method.NEWTON if p.newton else Method.INFLUENCE).value,
         regime=p.regime.value,
@@ -138,8 +144,8 @@ def plan(
         bytes=_bytes(p),
         seconds_per_product=per_product,
         products=products,
-        # The certificate takes about as long as what was prepared.
-        seconds=2 * prepared + products * per_product,
+        seconds=sum(phase["seconds"] for phase in phases.values()),
+        phases=phases,
         reasons=tuple(p.reasons),
     )
 
@@ -154,6 +160,71 @@ def _seconds_per_product(p: Prepared) -> float:
     return time.perf_counter() - begin
 
 
+class _Traffic(NamedTuple):
+    """Of a request's parts, as `ifru_ext.costs` counts them."""
+
+    evaluation: tuple[costs.Traffic, ...]  # the gradient at a point, with its derivatives
+    product: tuple[costs.Traffic, ...]
+    vectors: costs.Traffic  # for each product
+
+
+def _phases(
+    p: Prepared, prepared: float, per_product: float, n_products: int
+) -> dict[str, dict[str, float]]:
+    """Seconds and bytes moved: of what was prepared, the solve, and the certificate."""
+    traffic = _traffic(p)
+    evaluation, product = (sum(t.n_bytes for t in part) for part in traffic[:2])
+    vectors = traffic.vectors.n_bytes
+    rate = product / per_product
+    return {
+        "prepare": {"seconds": prepared, "bytes": evaluation},
+        "solve": {
+            "seconds": n_products * (per_product + vectors / rate),
+            "bytes": n_products * (product + vectors),
+        },
+        "certificate": {"seconds": evaluation / rate, "bytes": evaluation},
+    }
+
+
+def _traffic(p: Prepared) -> _Traffic:
+    """Of the parts, whether all rows are made or those that some entries name."""
+    s, n_rows = _sizes(p), len(p.start.g)
+    model = p.removal.model
+    vectors = costs.conjugate_gradients(s, n_rows)
+    point = p.start.linearization
+    if isinstance(point, SlicedLinearization):
+        n_entries, n_reached = len(point.part.neighbor), len(point.part.rows)
+        evaluation = costs.restricted_evaluation(s, n_entries)
+        product: tuple[costs.Traffic, ...] = (costs.restricted_product(s, n_entries, n_reached),)
+        within = dataclasses.replace(
+            s, n_users=n_reached, n_items=0, n_interactions=n_entries // 2, gathers=True
+        )
+    else:
+        evaluation, product = (costs.derivatives(s), costs.gradient(s)), (costs.product(s),)
+        within = s
+    if isinstance(model, LightGCN):
+        one = costs.propagation(within, model.n_layers)
+        evaluation, product = (*evaluation, one, one), (*product, one, one)
+    return _Traffic(evaluation, product, vectors)
+
+
+def _sizes(p: Prepared) -> costs.Sizes:
+    """Of all that a product visits; a triple counts as two interactions, which it is made of."""
+    data, model = p.removal.data, p.removal.model
+    pairwise = p.removal.objective.loss is Loss.BPR
+    number = model.dtype.itemsize
+    return costs.Sizes(
+        data.n_users,
+        data.n_items,
+        2 * data.triples.n_triples if pairwise else len(data),
+        model.dim,
+        number=number,
+        feature=number,
+        index=data.adjacency.neighbor.element_size(),
+        gathers=data.user.is_cuda or pairwise,
+    )
+
+
 def _entries(p: Prepared) -> int:
     """Interactions, or triples, that a product visits."""
     point, data = p.start.linearization, p.removal.data
@@ -163,9 +234,14 @@ def _entries(p: Prepared) -> int:
 
 
 def _bytes(p: Prepared) -> int:
-    """Vectors of the solve, features and a new model, and loss, r and w of what is visited."""
-    model = p.removal.model
-    size, row = model.embedding.element_size(), model.dim * model.embedding.element_size()
-    vectors = _VECTORS + (_BASIS if p.times is not None else 0)
-    whole = 2 * model.n_nodes * row
-    return whole + vectors * len(p.start.g) * row + 5 * size * _entries(p)
+    """What is held beside model and data (`ifru_ext.costs.held`)."""
+    s, n_rows = _sizes(p), len(p.start.g)
+    n_vectors = _VECTORS + (_BASIS if p.times is not None else 0)
+    if isinstance(p.start.linearization, SlicedLinearization):
+        # Ids of the entries, their features before and after, label, loss, r and w.
+        n_entries = _entries(p)
+        per_entry = 4 * s.index + 5 * s.number
+        named = min(n_entries, s.n_nodes) if p.removal.model.graph is None else s.n_nodes
+        return n_entries * per_entry + (2 * named + n_vectors * n_rows) * s.row
+    parts = costs.held(s, n_vectors, n_rows=n_rows)
+    return sum(parts[name] for name in ("derivatives", "embeddings", "vectors"))

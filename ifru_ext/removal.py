@@ -18,7 +18,8 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions, Omitted
 from ifru_ext.linearization import Linearization, RestrictedLinearization
 from ifru_ext.models import MatrixFactorization, RecommenderModel
-from ifru_ext.objective import Objective
+from ifru_ext.objective import Loss, Objective
+from ifru_ext.phases import phase
 
 __all__ = ["Erase", "Removal", "Spillover", "parse"]
 
@@ -90,13 +91,13 @@ class Removal:
         how: Erase = parse(Erase, "erase", erase)
         objective = objective.summed()  # the scale in which two data sets can be subtracted
         objective.check(model, data)
-        omitted = Omitted.of(data, ~forget.resolve(data))
-        left = objective.degrees(data, None, omitted)
-        touched = (objective.degrees(data) - left).nonzero()[:, 0]
-        erased = touched[left[touched] == 0]
+        omitted = Omitted(data, forget.rows(data))
+        touched = _ends(data, omitted.rows, objective)
+        erased = touched[objective.degrees(data, touched, omitted) == 0]
         start = model
         if model.graph is not None:
-            graph = BipartiteGraph.from_interactions(data)
+            with phase("graph"):
+                graph = BipartiteGraph.from_interactions(data)
             if not model.graph.adjacency.same_as(graph.adjacency):
                 raise InputError(
                     f"model: expected the graph of the {graph.n_edges} positive interactions of "
@@ -104,16 +105,18 @@ class Removal:
                 )
             edges = data.positive & omitted.kept
             pairs = data.user[edges], data.item[edges]
-            adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
+            with phase("graph"):
+                adjacency = Adjacency.from_pairs(*pairs, data.n_users, data.n_items)
             start = model.with_graph(BipartiteGraph(adjacency))
         if len(erased):
-            embedding = model.embedding.clone()
-            replacement = _replacement(model, left, erased, how)
+            if how is Erase.ZERO:
+                replacement = model.embedding_at(erased).zero_()
+            else:
+                replacement = _means(model, objective.degrees(data, None, omitted), erased)
             frozen = model.frozen(erased)
             if frozen is not None:  # the same in every row: they say nothing about it
-                replacement = torch.where(frozen, embedding[erased], replacement)
-            embedding[erased] = replacement
-            start = start.with_embedding(embedding)
+                replacement = torch.where(frozen, model.embedding_at(erased), replacement)
+            start = start.with_rows(erased, replacement)
         return cls(model, data, objective, omitted, touched, erased, start)
 
     @cached_property
@@ -194,7 +197,7 @@ class Removal:
         model = self.model
         users, items, part = self.data.subset(self.omitted.rows).compact()
         nodes = torch.cat([users, items + model.n_users])
-        embedding = model.embedding[nodes].double()
+        embedding = model.embedding_at(nodes).double()
         local = MatrixFactorization(embedding[: len(users)], embedding[len(users) :])
         # l2 is every row's, whatever interactions there are.
         objective = dataclasses.replace(self.objective, l2=0.0)
@@ -221,10 +224,17 @@ def parse(kind: type[Enum], name: str, value: object) -> Any:
         raise InputError(f"{name}: expected one of {known}, got {value!r}") from None
 
 
-def _replacement(model: RecommenderModel, degree: Tensor, erased: Tensor, erase: Erase) -> Tensor:
-    """[e, d]: what the erased rows become; the degrees are those that are left."""
-    if erase is Erase.ZERO:
-        return model.embedding.new_zeros(len(erased), model.dim)
+def _ends(data: Interactions, rows: Tensor, objective: Objective) -> Tensor:
+    """[m] int64, ascending: the users and items of some rows; for "bpr" of their triples."""
+    items = data.item[rows]
+    if objective.loss is Loss.BPR and data.negative is not None:
+        items = torch.cat([items, data.negative[rows].flatten()])
+    ends: Tensor = torch.cat([data.user[rows], items + data.n_users]).unique()
+    return ends
+
+
+def _means(model: RecommenderModel, degree: Tensor, erased: Tensor) -> Tensor:
+    """[e, d]: the mean row of each erased row's side; the degrees are those that are left."""
     live, n_users = degree > 0, model.n_users
     sides = slice(0, n_users), slice(n_users, None)
     mean = torch.stack([model.embedding[side][live[side]].mean(0) for side in sides])

@@ -24,6 +24,7 @@ from ifru_ext.operators import (
     MeasuringOperator,
     WritingOperator,
 )
+from ifru_ext.phases import count, phase
 
 __all__ = [
     "Callback",
@@ -398,7 +399,7 @@ def _cg(
         raise InputError(f"check_every: expected at least 1, got {check_every}")
     _check_preconditioner(M, b.shape[1], b.dtype)
     limit = _iteration_limit(maxiter, b[0]) if len(b) else 0
-    with torch.inference_mode():
+    with phase("conjugate gradients"), torch.inference_mode():
         systems = [
             _System.begin(A, one, None if x0 is None else x0[j], rtol, atol)
             for j, one in enumerate(b)
@@ -407,6 +408,8 @@ def _cg(
             if system.reason is None:
                 system.restart(M)
         _solve_together(A, systems, M, limit, callback, check_every)
+        for system in systems:
+            count(iterations=system.num_iters, products=system.num_matvecs)
     return tuple(_leave_inference_mode(system.result()) for system in systems)
 
 
@@ -487,9 +490,10 @@ def steihaug(
     _check_preconditioner(M, b.shape[0], b.dtype)
     if not radius > 0:
         raise InputError(f"radius: expected a positive number, got {radius}")
-    with torch.inference_mode():
+    with phase("Steihaug"), torch.inference_mode():
         limit = _iteration_limit(maxiter, b)
         result = _steihaug(A, b, radius, rtol, atol, limit, M, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return _leave_inference_mode(result)
 
 
@@ -602,9 +606,10 @@ def minres(
     check_system(A, b, x0)
     check_options(rtol, atol, maxiter)
     _check_preconditioner(M, b.shape[0], b.dtype)
-    with torch.inference_mode():
+    with phase("MINRES"), torch.inference_mode():
         limit = _iteration_limit(maxiter, b)
         result = _minres(A, b, x0, rtol, atol, limit, M, callback)
+        count(iterations=result.num_iters, products=result.num_matvecs)
     return _leave_inference_mode(result)
 
 

@@ -48,7 +48,7 @@ class Triples:
     def from_triples(
         cls, user: Tensor, positive: Tensor, negative: Tensor, n_users: int, n_items: int
     ) -> Triples:
-        """Builds the index in O(N + T).
+        """Builds the index in O(N + T), with torch's number of threads.
 
         A triple may occur several times, and counts each time. One whose items are the same is
         allowed: its score is 0 whatever the features, and its derivatives are zero.
@@ -64,7 +64,8 @@ class Triples:
             ValueError: An id is out of range (the sentence names its row), or the lengths differ.
         """
         arrays = _host.triples(
-            user.cpu().numpy(), positive.cpu().numpy(), negative.cpu().numpy(), n_users, n_items
+            *(user.cpu().numpy(), positive.cpu().numpy(), negative.cpu().numpy()),
+            *(n_users, n_items, torch.get_num_threads()),
         )
         parts = (torch.from_numpy(a).to(user.device) for a in arrays)
         rowptr, neighbor, other, triple, edge = parts

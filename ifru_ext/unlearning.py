@@ -57,7 +57,8 @@ class UnlearnResult:
     """An unlearned model with its evidence.
 
     Attributes:
-        model: The new model, on the new graph.
+        model: The new model, on the new graph. Where few rows changed it shares the others with the
+            one it came from until its embeddings are read.
         solve: What the solver did; its x is the change [S, d] of the rows solved for, before it is
             cut or multiplied by a strength.
         report: The numbers.
@@ -280,7 +281,9 @@ def unlearn(
         )
 
     with p.phase("certificate"):
-        result = psi.model(x).to(model.dtype)  # checks that it is finite
+        result = psi.model(x).checked()
+        if result.dtype != model.dtype:
+            result = result.to(model.dtype)
         undo = _Undo.of(p)
         residual, residual_all = _certificate(p, psi, result)
         if residual_all is None and _affordable(data, start.rows, solution.solve.num_matvecs):
@@ -383,10 +386,11 @@ class _Undo:
     @classmethod
     def of(cls, p: Prepared) -> _Undo:
         removal, rows = p.removal, p.start.rows
-        embedding = removal.model.embedding
-        if rows is not None:
+        if rows is None:
+            old = removal.model.embedding
+        else:
             rows = torch.cat([rows, removal.erased]).sort().values
-            embedding = embedding[rows]
+            old = removal.model.embedding_at(rows)
         return cls(
             data=removal.data,
             objective=removal.objective,
@@ -395,7 +399,7 @@ class _Undo:
             erased=removal.erased,
             graph=removal.model.graph,
             rows=rows,
-            old=embedding,
+            old=old,
             regime=p.regime,
             damping=p.damping,
             times=p.times,
@@ -404,15 +408,12 @@ class _Undo:
 
     def model(self, new: RecommenderModel) -> RecommenderModel:
         """The model as it came."""
-        rows = self.rows
-        embedding = self.old if rows is None else new.embedding.index_copy(0, rows, self.old)
-        return new.with_graph(self.graph).with_embedding(embedding)
+        return new.with_graph(self.graph).with_rows(self.rows, self.old)
 
     def removal(self, new: RecommenderModel) -> Removal:
         """The request again."""
         old = self.model(new)
-        embedding = old.embedding.index_copy(0, self.erased, new.embedding[self.erased])
-        start = new.with_embedding(embedding)
+        start = old.with_graph(new.graph).with_rows(self.erased, new.embedding_at(self.erased))
         return Removal(
             *(old, self.data, self.objective, self.omitted, self.touched, self.erased, start)
         )
@@ -482,7 +483,7 @@ def _certificate(
 
 def _left(psi: AnchoredObjective, model: RecommenderModel, rows: Tensor | None) -> Tensor:
     """[S, d]: the gradient of Psi at a model, over the rows that psi is about."""
-    x = model.embedding if rows is None else model.embedding[rows]
+    x = model.embedding if rows is None else model.embedding_at(rows)
     return psi.at(x.to(psi.x0.dtype)).gradient
 
 

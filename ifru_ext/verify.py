@@ -29,6 +29,7 @@ from ifru_ext.graph import BipartiteGraph
 from ifru_ext.interactions import Interactions
 from ifru_ext.models import RecommenderModel
 from ifru_ext.objective import Loss, Objective
+from ifru_ext.phases import phase
 from ifru_ext.unlearning import UnlearnResult
 
 __all__ = [
@@ -631,7 +632,8 @@ def verify(
     judge = Judge(data.subset(forgotten_rows), retained, test, objective, k, max_users)
 
     def judged(models: Sequence[RecommenderModel]) -> tuple[list[Quality], Completeness]:
-        qualities = judge.qualities([original, unlearned], models)
+        with phase("judging"):
+            qualities = judge.qualities([original, unlearned], models)
         return qualities, completeness(qualities[0], qualities[1], qualities[2:], bounds)
 
     seconds: tuple[float, ...] = ()
@@ -673,7 +675,8 @@ def _timed(
     models, seconds = [], []
     for seed in range(seeds):
         start = time.perf_counter()
-        models.append(retrain(retained, seed))
+        with phase("retraining"):
+            models.append(retrain(retained, seed))
         seconds.append(time.perf_counter() - start)
     return models, tuple(seconds)
 

@@ -17,6 +17,8 @@ from ifru_ext._native import native
 def pytest_addoption(parser):
     text = "run the CUDA kernels of this library, emulated, in the place of the CPU's"
     parser.addoption("--emulated", metavar="LIBRARY", help=text)
+    text = "run the tests marked large: 12 GB of memory, two minutes"
+    parser.addoption("--large", action="store_true", help=text)
 
 
 def pytest_configure(config):
@@ -32,6 +34,8 @@ def is_emulated(config):
 
 
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("large") and not item.config.getoption("--large"):
+        pytest.skip("needs --large, and 12 GB of memory")
     if is_emulated(item.config):
         for marker in (*item.iter_markers("cpu"), *item.iter_markers("hardware")):
             pytest.skip(marker.args[0])

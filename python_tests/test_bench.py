@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ifru_ext._native import native
-from ifru_ext.bench import problems, timing
+from ifru_ext.bench import command, problems, timing
 from ifru_ext.bench.contenders import CG, HVP, PROPAGATE
 from ifru_ext.bench.problems import CgProblem, HvpProblem, PropagateProblem, relative_error
+from ifru_ext.bench.scale import N_LAYERS, predictions, slope
 from ifru_ext.bench.shapes import SHAPES, load_shape
 from ifru_ext.datasets import synthetic
 
@@ -37,8 +38,12 @@ def small_and_elsewhere(monkeypatch, tmp_path):
 
 
 def tables():
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "tables.py"
-    spec = importlib.util.spec_from_file_location("tables", path)
+    return load("tables")
+
+
+def load(name):
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -139,6 +144,20 @@ def test_calls_take_turns():
     assert all(t.to_json()["calls"] == 3 for t in timings.values())
 
 
+def test_a_slow_contender_sits_out(monkeypatch):
+    monkeypatch.setattr(timing, "_PATIENCE", 0.0)
+    calls = {"slow": lambda: torch.ones(1)}
+    timings = timing.interleave(calls, repeats=9, min_seconds=0.0, warm_up=False)
+    assert len(timings["slow"].wall) == 3
+
+
+def test_a_round_can_be_left_out():
+    order = []
+    calls = {"a": lambda: order.append("a")}
+    timing.interleave(calls, repeats=2, min_seconds=0.0, warm_up=False)
+    assert order == ["a", "a"]
+
+
 def test_extra_memory_sees_a_result():
     memory = timing.extra_memory(lambda: torch.ones(1 << 22))
     if memory is None:
@@ -162,14 +181,18 @@ def test_command_prints_and_writes(ifru, tmp_path, command, device):
     assert report["environment"]["dtype"] == "float32"
     assert {"raw", "wrapper"} == set(report["call_overhead_us"])
     assert [section["dim"] for section in report["sections"]] == [4, 8]
-    for section in report["sections"]:
+    for index, section in enumerate(report["sections"]):
         rows = {row["name"]: row for row in section["contenders"]}
         left_out = {row["name"] for row in section["skipped"]}
         assert set(rows) | left_out == {c.name for c in CONTENDERS[command]}
         assert rows["ours"]["strongest_torch"] in rows
+        assert rows["ours"]["gather_share"] > 0
         for row in rows.values():
             assert row["relative_error"] < limit_of(row["name"])
             assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+            for name in ("gather", "copy") if row["n_bytes"] is not None else ():
+                expected = row["gb_s"] / report["bandwidth"][index][f"{name}_gb_s"]
+                assert row[f"{name}_share"] == pytest.approx(expected)
             assert row["name"] in out
     if device != "cpu":
         return
@@ -204,3 +227,57 @@ def test_bad_options_are_refused(ifru, option, value, sentence):
     code, _, err = ifru("bench", "hvp", option, value)
     assert code == 2
     assert sentence in err
+
+
+def test_scale_measures_every_phase_and_predicts(ifru, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SIZES", (20_000, 40_000))
+    code, out, err = ifru(
+        *("bench", "scale", "--most", "4e4", "--dim", "8", "--threads", "1", "--repeats", "1"),
+    )
+    assert code == 0, err
+    assert "40,000 rows: 800 x 200, d = 8" in out
+    report = json.loads((tmp_path / "bench-scale.json").read_text())
+    first, second = report["sections"]
+    names = [row["name"] for row in first["phases"]]
+    assert names == [row["name"] for row in second["phases"]] == list(report["slopes"])
+    for section in report["sections"]:
+        rows = {row["name"]: row for row in section["phases"]}
+        for name in ("graph build", "Hessian-vector product", f"propagation, {N_LAYERS} layers"):
+            assert rows[name]["relative_error"] < 1e-4
+        for row in rows.values():
+            assert row["median_ms"] > 0 < row["predicted_ms"]
+            assert row["n_bytes"] > 0
+        assert rows["1 % of the rows"]["n_forgotten"] == section["n_interactions"] // 100
+        for name in ("one user, 10,000 entries", "one user, the median"):
+            assert 0 < rows[name]["n_entries"] <= 2 * section["n_interactions"]
+    for error in report["errors"].values():
+        assert 1 <= error["median"] <= error["worst"]
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    text = load("scaling").scale_text(report)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(names) + 2 + len(report["predictions"])
+    assert load("scaling").scale_picture({"scale": report}).startswith(b"<?xml")
+
+
+def test_the_slope_is_the_exponent():
+    assert slope([1e5, 1e6, 1e7], [2.0, 20.0, 200.0]) == pytest.approx(1.0)
+    assert slope([1e5, 1e6, 1e7], [3.0, 3.0, 3.0]) == pytest.approx(0.0)
+    assert slope([1e5], [3.0]) is None
+
+
+def test_predictions_say_what_fits(ifru):
+    code, out, err = ifru("bench", "scale", "--predict")
+    assert code == 0, err
+    assert "nothing was measured" in out
+    one, *_, eight = predictions()
+    assert not one["fits"]
+    assert one["product_fits"]
+    assert eight["fits"]
+    assert 4 < one["product_ms"] / eight["product_ms"] < 8
+    assert eight["exchange_ms"] > one["exchange_ms"] == 0
+
+
+def test_scale_refuses_sizes_below_the_first(ifru):
+    code, _, err = ifru("bench", "scale", "--most", "10")
+    assert code == 2
+    assert "--most: expected at least 100000, got 10" in err

@@ -26,9 +26,14 @@ def data(**changes: Any) -> Interactions:
 
 
 def rows(forget: Forget, of: Interactions | None = None) -> list[int]:
-    mask = forget.resolve(data() if of is None else of)
+    of = data() if of is None else of
+    mask = forget.resolve(of)
     assert mask.dtype == torch.bool
-    return mask.nonzero()[:, 0].tolist()
+    selected = mask.nonzero()[:, 0].tolist()
+    assert forget.rows(of).tolist() == selected
+    _ = of.adjacency  # by which the rows of users and items are then found
+    assert forget.rows(of).tolist() == selected
+    return selected
 
 
 @pytest.mark.parametrize(
@@ -157,9 +162,12 @@ def test_malformed_requests_are_refused_at_once(request_: dict[str, Any], senten
 )
 def test_requests_that_do_not_fit_the_data(request_: dict[str, Any], sentence: str) -> None:
     forget = Forget(**request_)
-    with pytest.raises(InputError) as error:
-        forget.resolve(data())
-    assert sentence in str(error.value)
+    of = data()
+    _ = of.adjacency
+    for find in (forget.resolve, forget.rows):
+        with pytest.raises(InputError) as error:
+            find(of)
+        assert sentence in str(error.value)
 
 
 def test_before_needs_timestamps() -> None:

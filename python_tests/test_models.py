@@ -30,6 +30,32 @@ def test_writing_to_what_a_model_was_made_of_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_replaced_rows_are_read_with_or_without_a_copy_of_the_others(kind):
+    model, _, _ = make_problem(kind=kind)
+    before = model.embedding.clone()
+    expected, other = before.clone(), model
+    generator = torch.Generator().manual_seed(0)
+    for ids in ([5, 2, 9], [], [9, 0], [2]):  # some again, in any order, on top of each other
+        rows = torch.tensor(ids, dtype=torch.int64)
+        values = torch.randn(len(rows), model.dim, generator=generator, dtype=model.dtype)
+        expected[rows] = values
+        other = other.with_rows(rows, values)
+        asked = torch.tensor([0, 9, 3, 2, 2])
+        assert torch.equal(other.embedding_at(asked), expected[asked])
+    assert torch.equal(other.checked().embedding, expected)
+    assert torch.equal(other.embedding_at(asked), expected[asked])
+    assert torch.equal(other.features(), model.with_embedding(expected).features())
+    assert torch.equal(model.embedding, before)
+
+
+def test_replaced_rows_are_checked_by_name():
+    model, _, _ = make_problem()
+    values = torch.full((2, model.dim), float("nan"), dtype=model.dtype)
+    with pytest.raises(InputError, match="got NaN or infinity in row 4"):
+        model.with_rows(torch.tensor([7, 4]), values).checked()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_dtypes(kind):
     model, _, _ = make_problem(kind=kind)
     assert model.to(torch.float32).features().dtype == torch.float32

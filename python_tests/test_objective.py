@@ -256,7 +256,7 @@ def test_omitted_rows_are_left_out(kind, weighted, reduction):
 @pytest.mark.parametrize("form", [float("inf"), -1.0], ids=["sliced", "gathered"])
 @pytest.mark.parametrize("kind", ["mf", "lightgcn"])
 def test_the_value_of_some_rows_changes_as_the_whole(monkeypatch, form, kind):
-    monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+    monkeypatch.setattr(ifru_ext.objective, "FULL_ABOVE", form)
     model, data, objective = make_problem("path", kind=kind)
     kept = torch.arange(len(data)) % 3 != 1
     rows = torch.arange(5, 60, 7)
@@ -344,7 +344,7 @@ def test_the_pairwise_objective_matches_autograd(kind, weighted, reduction, omit
 @pytest.mark.parametrize("loss", ["bce", "bpr"])
 def test_a_linearisation_moves_to_other_embeddings(monkeypatch, loss, kind, form):
     if form != "all":
-        monkeypatch.setattr(ifru_ext.objective, "_FULL_ABOVE", form)
+        monkeypatch.setattr(ifru_ext.objective, "FULL_ABOVE", form)
     maker = make_pairwise if loss == "bpr" else make_problem
     model, data, objective = maker(kind=kind)
     rows = () if form == "all" else (torch.arange(1, model.n_nodes, 4),)

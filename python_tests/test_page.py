@@ -16,7 +16,7 @@ from ifru_ext import Forget, IdMap, Interactions, Objective, train, unlearn
 from ifru_ext.datasets import train_test_split
 from ifru_ext.errors import InputError
 from ifru_ext.evidence import AffectedUser, evidence
-from ifru_ext.report import page, text
+from ifru_ext.report import jinja, text
 from ifru_ext.report.page import render
 
 OBJECTIVE = Objective(loss="bce", l2=0.3, l2_per_sample=0.02)
@@ -210,7 +210,7 @@ def test_pictures_take_the_page_s_colours_and_font():
 
 def test_the_same_input_gives_the_same_bytes():
     first = rendered()
-    page._template.cache_clear()
+    jinja.template.cache_clear()
     assert rendered() == first
 
 
@@ -311,7 +311,7 @@ def test_decimals():
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_named(monkeypatch, missing):
-    page._template.cache_clear()
+    jinja.template.cache_clear()
     monkeypatch.delitem(sys.modules, "ifru_ext.report.figures", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=f"needs {missing}, which is not installed: pip install"):

@@ -49,6 +49,9 @@ def test_a_plan_says_what_is_then_done(trained, pruning):
     assert 0 < planned.n_entries <= 2 * len(data)
     assert planned.bytes > 0
     assert 0 < planned.seconds_per_product < planned.seconds
+    assert set(planned.phases) == {"prepare", "solve", "certificate"}
+    assert planned.seconds == sum(phase["seconds"] for phase in planned.phases.values())
+    assert all(phase["bytes"] > 0 for phase in planned.phases.values())
     assert json.loads(json.dumps(planned.to_json()))["n_rows"] == planned.n_rows
 
 
@@ -61,6 +64,7 @@ def test_pruning_makes_a_plan_smaller(trained):
     )
     assert part.n_rows < whole.n_rows
     assert part.bytes < whole.bytes
+    assert all(part.phases[name]["bytes"] <= whole.phases[name]["bytes"] for name in whole.phases)
 
 
 def test_what_unlearning_refuses_a_plan_refuses(trained):

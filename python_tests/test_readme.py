@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from demo_bounds import check_demo
@@ -33,6 +34,17 @@ def test_the_generated_parts_are_up_to_date(monkeypatch):
     readme = importlib.import_module("readme")
     for file in readme.GENERATED:
         assert readme.generate(file) == (ROOT / file).read_text(), file
+
+
+def test_the_pictures_are_drawn_from_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    readme = importlib.import_module("readme")
+    for file in readme.PICTURES:
+        assert f"]({file})" in README
+        picture = readme.draw(file)
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+        assert picture == readme.draw(file)
+        ElementTree.parse(ROOT / file)
 
 
 def result(name):

@@ -15,16 +15,20 @@ from torch.utils._pytree import tree_leaves
 
 from ifru_ext import (
     BipartiteGraph,
+    Forget,
     GaussNewtonOperator,
     HessianOperator,
     Interactions,
     LightGCN,
     MatrixFactorization,
     Objective,
+    Pruning,
     cg,
     objective,
     steihaug,
+    unlearn,
 )
+from ifru_ext.anchored import Anchor
 from ifru_ext.linearization import GatheredLinearization, SlicedLinearization
 
 RTOL = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -43,7 +47,7 @@ FORMS = {SlicedLinearization: float("inf"), GatheredLinearization: -1.0}
 
 @pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
 def form(request, monkeypatch):
-    monkeypatch.setattr(objective, "_FULL_ABOVE", FORMS[request.param])
+    monkeypatch.setattr(objective, "FULL_ABOVE", FORMS[request.param])
     return request.param
 
 
@@ -98,7 +102,7 @@ def test_exact_restriction_is_a_block_of_the_full_operator(
     chosen=st.sets(st.integers(0, 15), min_size=1),
     n_layers=st.integers(0, 3),
     seed=st.integers(0, 99),
-    limit=st.sampled_from([-1.0, objective._FULL_ABOVE, float("inf")]),
+    limit=st.sampled_from([-1.0, objective.FULL_ABOVE, float("inf")]),
 )
 @settings(max_examples=100, deadline=None)
 def test_any_rows_of_any_graph(pairs, chosen, n_layers, seed, limit):
@@ -111,7 +115,7 @@ def test_any_rows_of_any_graph(pairs, chosen, n_layers, seed, limit):
     rows = torch.tensor(sorted(chosen))
     v = normal(len(rows), 3, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "_FULL_ABOVE", limit)
+        patch.setattr(objective, "FULL_ABOVE", limit)
         block = HessianOperator(model, data, Objective(l2=0.1), rows=rows)
     whole = HessianOperator(model, data, Objective(l2=0.1))
     assert_rows(block @ v, whole @ embedded(v, rows, 16), rows, torch.float64)
@@ -210,7 +214,26 @@ def test_the_cost_follows_what_the_rows_touch(kind, n_layers, scope, reduction):
         for operator in OPERATORS:
             operator.at(point, 0.1) @ model.embedding[rows]
     assert point.part.neighbor.shape == point.residual.shape == (n_entries,)
-    assert largest.numel <= 2 * n_entries < min(len(data), model.n_nodes) // 5
+    touched = n_entries + len(rows)  # nodes at most, of two features each
+    assert largest.numel <= 2 * touched < min(len(data), model.n_nodes) // 5
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+def test_a_request_on_a_factorisation_costs_what_it_touches(curvature):
+    model, data, phi = make_problem("path", dim=2, weighted=True)
+    phi.check(model, data), data.adjacency
+    anchor = Anchor.of(model, data, phi)
+    anchor.check(model), anchor.mean_damping  # both once per anchor
+    request, pruning = Forget(users=[150], interactions=[3]), Pruning(1)
+    options = {"objective": phi, "method": "influence", "curvature": curvature, "anchor": anchor}
+    with LargestResult() as largest:
+        result = unlearn(model, data, request, pruning=pruning, **options)
+    n_rows = result.report.n_rows
+    assert 0 < n_rows < 20
+    # Fifteen vectors of its rows, of two features each, are the basis that the filter builds.
+    assert largest.numel <= 30 * n_rows < min(len(data), model.n_nodes) // 2
+    undone = result.undo()
+    assert torch.equal(undone.embedding, model.embedding)
 
 
 def test_the_form_is_chosen_by_the_entries_alone():
@@ -288,7 +311,7 @@ def test_other_arguments_that_are_refused():
 
 def test_the_gradient_of_a_hub_keeps_its_digits(monkeypatch):
     # The hub alone reaches all of the data; the walk over its entries is asked for.
-    monkeypatch.setattr(objective, "_FULL_ABOVE", 2.0)
+    monkeypatch.setattr(objective, "FULL_ABOVE", 2.0)
     n = 200_000
     g = torch.Generator().manual_seed(0)
     item = torch.zeros(n, dtype=torch.int64)

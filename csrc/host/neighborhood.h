@@ -36,6 +36,23 @@ inline void check_rows(const int64_t* rows, int64_t n_rows, int64_t n_nodes) {
   }
 }
 
+// What an index may hold that was read from a file.
+template <class I>
+int64_t checked_node(I node, int64_t n_nodes) {
+  if (node < 0 || static_cast<int64_t>(node) >= n_nodes) {
+    throw std::invalid_argument("neighbor: expected node ids in [0, " + std::to_string(n_nodes) +
+                                "), got " + std::to_string(node));
+  }
+  return static_cast<int64_t>(node);
+}
+
+inline void check_range(const int64_t* rowptr, int64_t row, int64_t n_nodes) {
+  if (rowptr[row] < 0 || rowptr[row] > rowptr[row + 1] || rowptr[row + 1] > rowptr[n_nodes]) {
+    throw std::invalid_argument("rowptr: expected an ascending sequence, got a fall in row " +
+                                std::to_string(row));
+  }
+}
+
 struct Hop {
   std::vector<int64_t> rows;  // ascending
   std::vector<double> score;
@@ -51,8 +68,9 @@ Hop expand_hop(const int64_t* rowptr, const I* neighbor, int64_t n_nodes, const 
   SparseArray<bool> seen(n_nodes);
   Hop hop;
   for (int64_t k = 0; k < n_rows; ++k) {
+    check_range(rowptr, rows[k], n_nodes);
     for (int64_t j = rowptr[rows[k]]; j < rowptr[rows[k] + 1]; ++j) {
-      const int64_t w = static_cast<int64_t>(neighbor[j]);
+      const int64_t w = checked_node(neighbor[j], n_nodes);
       if (!seen[w]) {
         seen[w] = true;
         hop.rows.push_back(w);
@@ -85,6 +103,7 @@ RowSlice<I> slice_rows(const int64_t* rowptr, const I* neighbor, const I* edge, 
   RowSlice<I> slice;
   slice.rowptr.assign(1, 0);
   for (int64_t k = 0; k < n_rows; ++k) {
+    check_range(rowptr, rows[k], n_nodes);
     position[rows[k]] = static_cast<I>(k + 1);
     slice.rowptr.push_back(slice.rowptr.back() + rowptr[rows[k] + 1] - rowptr[rows[k]]);
   }
@@ -94,7 +113,7 @@ RowSlice<I> slice_rows(const int64_t* rowptr, const I* neighbor, const I* edge, 
   for (int64_t k = 0; k < n_rows; ++k) {
     for (int64_t j = rowptr[rows[k]]; j < rowptr[rows[k] + 1]; ++j) {
       slice.neighbor.push_back(neighbor[j]);
-      slice.local.push_back(static_cast<I>(position[static_cast<int64_t>(neighbor[j])] - 1));
+      slice.local.push_back(static_cast<I>(position[checked_node(neighbor[j], n_nodes)] - 1));
       slice.edge.push_back(edge[j]);
     }
   }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
+
 namespace ifru::host {
 
 // Boundaries that cut the columns [first, last) into n_cuts intervals of about equal numbers of
@@ -21,41 +23,58 @@ inline std::vector<int64_t> balanced_cuts(const int64_t* rowptr, int64_t first, 
   return cuts;
 }
 
-template <class I>
-struct StreamOrder {
-  std::vector<int64_t> rowptr;  // [n_blocks, n_rows + 1]
-  std::vector<I> neighbor;      // [E]
-  std::vector<I> edge;          // [E]
-};
-
 // The rows first_row .. first_row + n_rows - 1 of an adjacency, block by block of columns. Each
-// row's neighbours ascend, so a block's part of it is a range; the ranges are found by walking on
-// from where the block before stopped.
+// row's neighbours ascend, so a block's part of it is a range; the ranges of a row are found by
+// walking on from where the block before stopped. The same for any number of threads.
+//
+//   out_rowptr    [n_blocks, n_rows + 1]
+//   out_neighbor  [E]
+//   out_edge      [E]
 template <class I>
-StreamOrder<I> order_by_blocks(const int64_t* rowptr, const I* neighbor, const I* edge,
-                               int64_t first_row, int64_t n_rows, const std::vector<int64_t>& cuts,
-                               int64_t n_blocks) {
-  const int64_t per_block = static_cast<int64_t>(cuts.size() - 1) / n_blocks;
-  const int64_t n_entries = rowptr[first_row + n_rows] - rowptr[first_row];
-  StreamOrder<I> order;
-  order.rowptr.reserve(n_blocks * (n_rows + 1));
-  order.neighbor.reserve(n_entries);
-  order.edge.reserve(n_entries);
-  std::vector<int64_t> cursor(rowptr + first_row, rowptr + first_row + n_rows);
-  for (int64_t block = 0; block < n_blocks; ++block) {
-    const int64_t end = cuts[(block + 1) * per_block];
-    order.rowptr.push_back(static_cast<int64_t>(order.neighbor.size()));
-    for (int64_t row = 0; row < n_rows; ++row) {
-      const int64_t last = rowptr[first_row + row + 1];
-      int64_t& j = cursor[row];
-      for (; j < last && static_cast<int64_t>(neighbor[j]) < end; ++j) {
-        order.neighbor.push_back(neighbor[j]);
-        order.edge.push_back(edge[j]);
+void order_by_blocks(const int64_t* rowptr, const I* neighbor, const I* edge, int64_t first_row,
+                     int64_t n_rows, const int64_t* cuts, int64_t n_cuts, int64_t n_blocks,
+                     int64_t* out_rowptr, I* out_neighbor, I* out_edge, int64_t n_threads = 1) {
+  const int64_t per_block = n_cuts / n_blocks;
+  const int64_t last_row = first_row + n_rows;
+  const int64_t n_entries = rowptr[last_row] - rowptr[first_row];
+  const int64_t n_parts = useful_threads(n_threads, n_entries + n_rows);
+  const std::vector<int64_t> parts = balanced_cuts(rowptr, first_row, last_row, n_parts);
+  // Calls visit(row, block, begin, end) for each row of a part and each block of the row.
+  const auto walk = [&](int64_t part, const auto& visit) {
+    for (int64_t row = parts[part]; row < parts[part + 1]; ++row) {
+      int64_t j = rowptr[row];
+      for (int64_t block = 0; block < n_blocks; ++block) {
+        const int64_t begin = j;
+        const int64_t end = cuts[(block + 1) * per_block];
+        while (j < rowptr[row + 1] && static_cast<int64_t>(neighbor[j]) < end) ++j;
+        visit(row - first_row, block, begin, j);
       }
-      order.rowptr.push_back(static_cast<int64_t>(order.neighbor.size()));
     }
+  };
+  std::vector<int64_t> next(n_parts * n_blocks, 0);  // entries, then the place of the next one
+  parallel_tasks(n_parts, n_threads, [&](int64_t part) {
+    walk(part, [&](int64_t, int64_t block, int64_t begin, int64_t end) {
+      next[part * n_blocks + block] += end - begin;
+    });
+  });
+  int64_t position = 0;
+  for (int64_t block = 0; block < n_blocks; ++block) {
+    for (int64_t part = 0; part < n_parts; ++part) {
+      const int64_t count = next[part * n_blocks + block];
+      next[part * n_blocks + block] = position;
+      position += count;
+    }
+    out_rowptr[block * (n_rows + 1) + n_rows] = position;
   }
-  return order;
+  parallel_tasks(n_parts, n_threads, [&](int64_t part) {
+    int64_t* place = next.data() + part * n_blocks;
+    walk(part, [&](int64_t row, int64_t block, int64_t begin, int64_t end) {
+      out_rowptr[block * (n_rows + 1) + row] = place[block];
+      std::copy(neighbor + begin, neighbor + end, out_neighbor + place[block]);
+      std::copy(edge + begin, edge + end, out_edge + place[block]);
+      place[block] += end - begin;
+    });
+  });
 }
 
 }  // namespace ifru::host

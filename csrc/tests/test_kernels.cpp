@@ -49,16 +49,23 @@ Graph<I> make_graph() {
 template <class I>
 struct Streamed {
   std::vector<int64_t> cuts;
-  host::StreamOrder<I> order;
+  std::vector<int64_t> rowptr;
+  std::vector<I> neighbor;
+  std::vector<I> edge;
 
   Streamed(const Graph<I>& graph, int64_t n_cuts, int64_t n_blocks)
       : cuts(host::balanced_cuts(graph.rowptr.data(), kUsers, graph.n_nodes, n_cuts)),
-        order(host::order_by_blocks<I>(graph.rowptr.data(), graph.neighbor.data(),
-                                       graph.edge.data(), 0, kUsers, cuts, n_blocks)),
-        n_blocks_(n_blocks) {}
+        rowptr(n_blocks * (kUsers + 1)),
+        neighbor(graph.rowptr[kUsers]),
+        edge(graph.rowptr[kUsers]),
+        n_blocks_(n_blocks) {
+    host::order_by_blocks<I>(graph.rowptr.data(), graph.neighbor.data(), graph.edge.data(), 0,
+                             kUsers, cuts.data(), n_cuts, n_blocks, rowptr.data(), neighbor.data(),
+                             edge.data());
+  }
   cpu::Stream<I> view() const {
-    return {order.rowptr.data(),
-            order.neighbor.data(),
+    return {rowptr.data(),
+            neighbor.data(),
             cuts.data(),
             n_blocks_,
             static_cast<int64_t>(cuts.size()) - 1,
@@ -180,7 +187,7 @@ void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
   for (const int64_t n_blocks : {1, 2, 4}) {
     const Streamed<I> streamed(graph, 4, n_blocks);
     std::vector<T> r, w;
-    for (const I e : streamed.order.edge) {
+    for (const I e : streamed.edge) {
       r.push_back(residual[e]);
       w.push_back(curvature[e]);
     }
@@ -206,7 +213,7 @@ void check_stream(const cpu::Kernels<T, I>& kernels, int64_t d) {
     Streamed<I> broken(graph, 4, n_blocks);
     for (const I id : {static_cast<I>(n), static_cast<I>(0), static_cast<I>(-1),
                        std::numeric_limits<I>::max()}) {
-      broken.order.neighbor[edges / 2] = id;
+      broken.neighbor[edges / 2] = id;
       args.stream = broken.view();
       CHECK(!run_blocks(kernels.gradient, args));
     }

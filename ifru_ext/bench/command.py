@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ifru_ext.bench.runner import BenchSettings, run_cg, run_hvp, run_propagate
+from ifru_ext.bench.scale import SIZES, ScaleSettings, predictions, run_scale
 from ifru_ext.bench.shapes import VISIBLE, parse_shapes
 from ifru_ext.bench.timing import CPU, n_cores
 from ifru_ext.bench.unlearning import (
@@ -33,6 +34,7 @@ __all__ = ["bench"]
 
 bench = typer.Typer(help="Measures the ops against plain torch, checked and interleaved.")
 out = Console(highlight=False)
+out.width = max(out.width, 100)  # what the tables need
 
 _RESULTS = Path("benchmarks/results")
 
@@ -53,7 +55,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 _ALL = ",".join(VISIBLE)
 _DIMS = "32,64"
-_REPEATS = 9
+_REPEATS = 5
 
 
 @bench.command("hvp")
@@ -102,6 +104,104 @@ def cg_command(
     Example: ifru bench cg --shapes A,ml-100k --dims 64 --threads 1
     """
     _bench("cg", run_cg, shapes, dims, threads, repeats, path, device)
+
+
+@bench.command("scale")
+def scale_command(
+    most: Annotated[
+        float, typer.Option(help="The largest number of interactions, up to 5e7.")
+    ] = 1e7,
+    dim: Annotated[int, typer.Option(help="Number of features.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option(help="Of torch; by default one for each core.")
+    ] = None,
+    repeats: Repeats = _REPEATS,
+    predict: Annotated[
+        bool, typer.Option(help="Only says what sizes that no machine here has would take.")
+    ] = False,
+    path: JsonPath = None,
+) -> None:
+    """Graph build, products and requests from 1e5 interactions on, beside what the bytes predict.
+
+    5e7 interactions take 12 GB and half an hour.
+
+    Example: ifru bench scale --most 1e6
+    """
+    if predict:
+        _print_predictions(predictions())
+        return
+    sizes = [size for size in SIZES if size <= most]
+    if not sizes:
+        raise InputError(f"--most: expected at least {SIZES[0]}, got {most:g}")
+    settings = ScaleSettings(
+        sizes=sizes,
+        dim=as_integer("--dim", dim, 1),
+        threads=max(_thread_counts(str(n_cores() if threads is None else threads), CPU)),
+        repeats=as_integer("--repeats", repeats, 1),
+    )
+    target = _writable(_default_path("scale", CPU) if path is None else path)
+
+    def keep(report: dict[str, Any]) -> None:
+        write_atomic(target, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+        _print_size(report["sections"][-1])
+
+    _print_slopes(run_scale(settings, keep))
+    out.print(f"Written: {target}", markup=False)
+
+
+def _print_size(section: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{section['n_interactions']:,} rows[/bold]: {section['n_users']:,} x "
+        f"{section['n_items']:,}, d = {section['dim']}"
+    )
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for title in ("ms", "cpu ms", "+ MB", "predicted", "x"):
+        table.add_column(title, justify="right")
+    for row in section["phases"]:
+        memory = row["extra_memory_bytes"]
+        table.add_row(
+            row["name"],
+            _digits(row["median_ms"]),
+            _digits(row["cpu_ms"]),
+            "" if memory is None else _digits(memory / 1e6),
+            _digits(row["predicted_ms"]),
+            f"{row['over_predicted']:.2f}",
+        )
+    out.print(table)
+    out.print()
+
+
+def _print_slopes(report: dict[str, Any]) -> None:
+    for name, error in report["errors"].items():
+        slope = report["slopes"][name]
+        grows = "" if slope is None else f"grows with the {slope:.2f}th power of the rows; "
+        out.print(
+            f"{name}: {grows}predicted within a factor of {error['median']:.1f} (median), "
+            f"{error['worst']:.1f} (worst)"
+        )
+
+
+def _print_predictions(rows: list[dict[str, Any]]) -> None:
+    out.print("Predictions by the bytes, nothing was measured.")
+    for row in rows:
+        out.print(
+            f"[bold]{row['n_machines']} x {row['machine']}, {row['name']}[/bold]: "
+            f"{row['n_users']:,} x {row['n_items']:,}, {row['n_interactions']:,} rows, "
+            f"d = {row['dim']}"
+        )
+        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in row["memory_bytes"].items())
+        verdict = "fits" if row["fits"] else "does not fit"
+        alone = "would" if row["product_fits"] else "would not"
+        out.print(
+            f"  {row['total_bytes'] / 1e9:.1f} GB each, {verdict}: {parts}; a product alone, "
+            f"{row['product_bytes'] / 1e9:.1f} GB, {alone}"
+        )
+        out.print(
+            f"  Hessian-vector product {row['product_ms']:.0f} ms, propagation "
+            f"{row['propagation_ms']:.0f} ms, {row['n_products']} steps of conjugate gradients "
+            f"{row['solve_seconds']:.1f} s; exchange {row['exchange_ms']:.2f} ms of each"
+        )
 
 
 _CASES = tuple(f"{case.data}/{case.name}" for case in CASES)
@@ -323,6 +423,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("spread", "spread", lambda x: f"{x:.0%}"),
     ("cpu ms", "cpu_ms", _digits),
     ("GB/s", "gb_s", lambda x: f"{x:.0f}"),
+    ("of\ngather", "gather_share", lambda x: f"{x:.2g}"),
+    ("of\ncopy", "copy_share", lambda x: f"{x:.2g}"),
     ("error", "relative_error", lambda x: f"{x:.0e}"),
     ("+ MB", "extra_memory_bytes", lambda x: _digits(x / 1e6)),
     ("x\ntorch", "over_torch", lambda x: f"{x:.2f}"),
@@ -362,9 +464,10 @@ def _print_section(section: dict[str, Any]) -> None:
 def _print_machine(report: dict[str, Any]) -> None:
     out.print(
         "Medians of float32. *: the strongest form in plain torch. spread: between the quartiles. "
-        "GB/s: by the bytes that the algorithm moves, caches not credited. error: against float64. "
-        "+ MB: what one call adds to the peak memory. x: how many times faster. Times of several "
-        "vectors are per vector."
+        "GB/s: by the bytes that the algorithm moves, caches not credited. of gather, of copy: "
+        "share of what torch itself gathers and copies; above 1 the caches served a part. error: "
+        "against float64. + MB: what one call adds to the peak memory. x: how many times faster. "
+        "Times of several vectors are per vector."
     )
     for line in report["bandwidth"]:
         out.print(

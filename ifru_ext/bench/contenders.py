@@ -6,9 +6,8 @@ so: ours with `out`, in 16 bits and for several vectors write to the same memory
 the solvers do; `embedding_bag`, which the strongest forms in plain torch end with, cannot. Those
 forms are the strongest that were found (benchmarks/NOTES.md says what else was tried).
 
-Byte counts are the traffic of the algorithm, in float32 with int32 ids: every gathered row counts
-in full, caches are not credited, and a read-modify-write counts twice. Notation: N nodes, E
-interactions, d features, R rows of the side that streams by, M of the other one (R + M = N).
+Byte counts are the traffic of the algorithm as `ifru_ext.costs` counts it, in float32 with int32
+ids; those of ours stand there.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
-from ifru_ext import ops
+from ifru_ext import costs, ops
 from ifru_ext.bench.problems import (
     CONJUGATE_GRADIENTS,
     GAUSS_NEWTON,
@@ -37,7 +36,7 @@ from ifru_ext.bench.problems import (
     PropagateProblem,
 )
 from ifru_ext.bench.timing import Call
-from ifru_ext.graph import BipartiteGraph
+from ifru_ext.graph import BipartiteGraph, propagates_by_stream
 from ifru_ext.solvers import cg
 
 __all__ = ["CG", "HVP", "OURS", "PROPAGATE", "TORCH", "Contender"]
@@ -71,7 +70,7 @@ class Contender(Generic[P]):
         product: What it computes.
         kind: "ours", "torch" (a form in plain torch: the bar is the fastest of them), "autograd".
         prepare: Makes the function that is timed, for the number of threads in force.
-        n_bytes: The traffic of one call; None where another contender's or autograd's decides.
+        n_bytes: The traffic of one call; None where autograd or several calls decide.
         unfit: Why it cannot run on a problem, or None.
         tolerance: Relative error above which the result is wrong.
         n_vectors: Products that one call makes; its time and traffic are divided by it.
@@ -142,49 +141,23 @@ def _ours_gauss_newton(p: HvpProblem) -> Call:
     return lambda: ops.pointwise_ggn(*stream.indices, curvature, p.f, p.z)
 
 
-def _product_bytes(p: HvpProblem, n_values: int, size: int = 4) -> int:
-    """The product with features of `size` bytes: one pass on the CPU, a gather on CUDA."""
-    if p.device.type == "cuda":
-        return _gather_bytes(p, n_values, size)
-    return _one_pass_bytes(p, n_values, size)
-
-
-def _gather_bytes(p: HvpProblem, n_values: int, size: int) -> int:
-    """Both ends of every interaction.
-
-    An entry gathers f_m and z_m and reads its neighbour and values; a node reads f_n, z_n and its
-    pointer and writes out_n.
-    """
-    entry = 2 * size * p.dim + 4 + 4 * n_values
-    node = (2 * size + 4) * p.dim + 8
-    return 2 * p.n_interactions * entry + p.data.n_nodes * node
-
-
-def _one_pass_bytes(p: HvpProblem, n_values: int, size: int) -> int:
-    """One pass over the interactions.
-
-    An interaction gathers f_m and z_m, reads and writes out_m (8 d), and reads its column and
-    values. A streamed row reads f_n, z_n and writes out_n (4 d) and reads its pointer; a row of the
-    other side is set to zero once (4 d).
-    """
-    rows = max(p.data.n_users, p.data.n_items)
-    others = p.data.n_nodes - rows
-    per_interaction = (2 * size + 8) * p.dim + 4 + 4 * n_values
-    per_row = (2 * size + 4) * p.dim + 8
-    return p.n_interactions * per_interaction + rows * per_row + others * 4 * p.dim
+def _sizes(p: HvpProblem | PropagateProblem, feature: int = 4) -> costs.Sizes:
+    """Features of so many bytes; one pass on the CPU, a gather on CUDA."""
+    size = p.data.n_users, p.data.n_items, p.n_interactions, p.dim
+    return costs.Sizes(*size, feature=feature, gathers=p.device.type == "cuda")
 
 
 def _ours_bytes(p: HvpProblem) -> int:
-    return _product_bytes(p, n_values=2)
+    return costs.product(_sizes(p)).n_bytes
 
 
 def _ours_stored_bytes(p: HvpProblem) -> int:
     """F and z take two bytes each; besides, z is read once and its copy written."""
-    return _product_bytes(p, n_values=2, size=2) + p.data.n_nodes * 6 * p.dim
+    return costs.product(_sizes(p, feature=2)).n_bytes + p.data.n_nodes * 6 * p.dim
 
 
 def _ours_gauss_newton_bytes(p: HvpProblem) -> int:
-    return _product_bytes(p, n_values=1)
+    return costs.product(_sizes(p), exact=False).n_bytes
 
 
 def _restricted(product: str) -> Callable[[HvpProblem], Call]:
@@ -201,12 +174,8 @@ def _restricted(product: str) -> Callable[[HvpProblem], Call]:
 
 def _restricted_bytes(product: str) -> Callable[[HvpProblem], int]:
     def n_bytes(p: HvpProblem) -> int:
-        """f_m, neighbour, position and two values of an entry; f_n, z_n, out_n of a row.
-
-        Rows of z, read where the neighbour is in S itself, are few and not counted.
-        """
         s = p.slice_of(product)
-        return s.neighbor.numel() * (4 * p.dim + 16) + s.rows.numel() * (12 * p.dim + 12)
+        return costs.restricted_product(_sizes(p), s.neighbor.numel(), s.rows.numel()).n_bytes
 
     return n_bytes
 
@@ -482,12 +451,7 @@ def _ours_gather(p: PropagateProblem) -> Call:
 
 
 def _ours_gather_bytes(p: PropagateProblem) -> int:
-    """An entry gathers a row (4 d) and its index; a node reads x, s and its pointer, writes out.
-
-    Once per layer, and once more x times s before the first (8 d).
-    """
-    per_layer = 2 * p.n_interactions * (4 * p.dim + 4) + p.data.n_nodes * (8 * p.dim + 12)
-    return N_LAYERS * per_layer + p.data.n_nodes * 8 * p.dim
+    return costs.propagation(_sizes(p), N_LAYERS).n_bytes
 
 
 def _ours_stream(p: PropagateProblem) -> Call:
@@ -497,17 +461,12 @@ def _ours_stream(p: PropagateProblem) -> Call:
 
 
 def _ours_stream_bytes(p: PropagateProblem) -> int:
-    """An edge gathers a row (4 d), reads and writes another (8 d), and reads its column.
+    return costs.propagation(_sizes(p), N_LAYERS, stream=True).n_bytes
 
-    A streamed row reads its own, x, s and its pointer and writes out (12 d); a row of the other
-    side is set to zero, then read, combined with x and written (16 d). Once per layer, and once
-    more x times s before the first (8 d).
-    """
-    rows = max(p.data.n_users, p.data.n_items)
-    others = p.data.n_nodes - rows
-    per_layer = p.n_interactions * (12 * p.dim + 4) + rows * (12 * p.dim + 12)
-    per_layer += others * (16 * p.dim + 4)
-    return N_LAYERS * per_layer + p.data.n_nodes * 8 * p.dim
+
+def _ours_propagate_bytes(p: PropagateProblem) -> int:
+    """Of the form that is chosen."""
+    return _ours_stream_bytes(p) if propagates_by_stream(p.x) else _ours_gather_bytes(p)
 
 
 def _csr(p: PropagateProblem) -> Call:
@@ -565,7 +524,7 @@ def _coo_bytes(p: PropagateProblem) -> int:
 
 
 PROPAGATE: tuple[Contender[PropagateProblem], ...] = (
-    Contender("ours", PROPAGATION, OURS, _ours_propagate, None),
+    Contender("ours", PROPAGATION, OURS, _ours_propagate, _ours_propagate_bytes),
     Contender("ours, gather", PROPAGATION, OURS, _ours_gather, _ours_gather_bytes),
     Contender("ours, stream", PROPAGATION, OURS, _ours_stream, _ours_stream_bytes, _cpu_only),
     Contender("csr", PROPAGATION, TORCH, _csr, _int32_bytes, _mkl_unfit),
@@ -606,11 +565,9 @@ def _textbook_cg(p: CgProblem) -> Call:
 
 
 def _cg_bytes(p: CgProblem) -> int:
-    """Per iteration a product, and 44 d per node.
-
-    <p, Ap> reads 8 d; the update reads 16 d and writes 8 d; the direction reads 8 d and writes 4 d.
-    """
-    return N_ITERATIONS * (_ours_gauss_newton_bytes(p) + 44 * p.data.n_nodes * p.dim)
+    """Per iteration a product and the work on its vectors."""
+    vectors = costs.conjugate_gradients(_sizes(p), p.data.n_nodes).n_bytes
+    return N_ITERATIONS * (_ours_gauss_newton_bytes(p) + vectors)
 
 
 CG: tuple[Contender[CgProblem], ...] = (

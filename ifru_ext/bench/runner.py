@@ -126,6 +126,7 @@ def _run(
         for dim in settings.dims:
             problem = problem_of(data, dim, settings.device)
             for section in _sections(problem, contenders, settings):
+                _add_roofline_shares(section, report["bandwidth"], dim)
                 sizes = {
                     "shape": label,
                     "n_users": data.n_users,
@@ -177,7 +178,8 @@ def _section(
                 "extra_memory_bytes": memory,
             }
             calls[c.name] = call
-        timings = interleave(calls, settings.repeats, clock=clock)
+        # Each was called twice: a round that does not count would be a third.
+        timings = interleave(calls, settings.repeats, warm_up=False, clock=clock)
         for c in contenders:
             if c.name in timings:
                 timings[c.name] = timings[c.name].divided_by(c.n_vectors)
@@ -217,6 +219,21 @@ def _add_speedups(rows: dict[str, dict[str, Any]], timings: dict[str, Timing]) -
             ratio(row, "double_backward") if row["product"] == HESSIAN else None
         )
         row["over_full"] = ratio(row, "ours") if restricted else None
+
+
+def _add_roofline_shares(
+    section: dict[str, Any], bandwidths: Sequence[dict[str, Any]], dim: int
+) -> None:
+    """`gather_share` and `copy_share` of each row, null where its bytes are not counted.
+
+    Of what torch itself gathers and copies with as many threads. Bytes are counted without caches,
+    so that a share above 1 says that these served a part.
+    """
+    (memory,) = (m for m in bandwidths if (m["threads"], m["dim"]) == (section["threads"], dim))
+    for row in section["contenders"]:
+        for name in ("gather", "copy"):
+            share = None if row["gb_s"] is None else row["gb_s"] / memory[f"{name}_gb_s"]
+            row[f"{name}_share"] = share
 
 
 def _add_thread_speedup(sections: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ Call = Callable[[], Tensor]
 CPU = torch.device("cpu")
 
 _LEAST_CALLS = 3
-_PATIENCE = 8.0  # seconds after which a contender with enough calls sits out
+_PATIENCE = 4.0  # seconds after which a contender with enough calls sits out
 _MOST_ROUNDS = 1000
 _BANDWIDTH_BYTES = 1 << 28  # several times a last-level cache
 _BANDWIDTH_REPEATS = 5
@@ -63,6 +64,11 @@ class Timing:
     def median(self) -> float:
         """Of the wall clock."""
         return statistics.median(self.wall)
+
+    @property
+    def median_cpu(self) -> float:
+        """Of the processors."""
+        return statistics.median(self.cpu)
 
     def divided_by(self, n: int) -> Timing:
         """Of one of the n products that each call made."""
@@ -158,18 +164,20 @@ def interleave(
     repeats: int,
     *,
     min_seconds: float = 1.0,
+    warm_up: bool = True,
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
-    """Times the calls in turn, one of each at a time, after one round that does not count.
+    """Times the calls in turn, one of each at a time.
 
     The order is drawn anew for each round: whoever always followed a call that sweeps the caches
     would look slow. Rounds go on until there were `repeats` of them and `min_seconds` are over. Who
-    has had three calls and eight seconds sits out the rest: only very slow ones do.
+    has had three calls and four seconds sits out the rest: only very slow ones do.
 
     Args:
         calls: By name.
         repeats: Number of rounds at least.
         min_seconds: Of all calls together.
+        warm_up: Whether a round that does not count comes first. Not needed where each was called.
         clock: Of the device; the CPU's by default.
 
     Returns:
@@ -177,8 +185,9 @@ def interleave(
     """
     clock = CpuClock() if clock is None else clock
     timings = {name: Timing() for name in calls}
-    for call in calls.values():
-        call()
+    if warm_up:
+        for call in calls.values():
+            call()
     order = list(calls.items())
     shuffle = random.Random(0).shuffle
     begin = time.perf_counter()
@@ -276,7 +285,14 @@ def call_overhead(call: Callable[[], object], n_calls: int = 2000, repeats: int 
     return statistics.median(seconds[1:])
 
 
-def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
+def bandwidth(
+    dim: int,
+    device: torch.device,
+    clock: Clock,
+    *,
+    n_bytes: int | None = None,
+    median: Callable[[Timing], float] = attrgetter("median"),
+) -> dict[str, float]:
     """What the memory gives torch itself, in GB/s, with the threads in force.
 
     `copy_gb_s`: from one array to another, bytes read and bytes written counted. `gather_gb_s`:
@@ -287,8 +303,11 @@ def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
         dim: d.
         device: Whose memory.
         clock: Of the device.
+        n_bytes: Of the table; by default more than the caches hold.
+        median: Of the calls' seconds; by default the wall clock's.
     """
-    source = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
+    n_bytes = _BANDWIDTH_BYTES if n_bytes is None else n_bytes
+    source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     table = source.view(-1)[: source.numel() // dim * dim].view(-1, dim)
     n_rows = table.shape[0]
@@ -300,6 +319,6 @@ def bandwidth(dim: int, device: torch.device, clock: Clock) -> dict[str, float]:
     }
     timings = interleave(calls, _BANDWIDTH_REPEATS, min_seconds=0.0, clock=clock)
     return {
-        "copy_gb_s": 2 * 4 * source.numel() / timings["copy"].median / 1e9,
-        "gather_gb_s": 4 * table.numel() / timings["gather"].median / 1e9,
+        "copy_gb_s": 2 * 4 * source.numel() / median(timings["copy"]) / 1e9,
+        "gather_gb_s": 4 * table.numel() / median(timings["gather"]) / 1e9,
     }

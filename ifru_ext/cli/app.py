@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, NoReturn
@@ -24,6 +24,7 @@ from ifru_ext.distributed.group import ProcessLostError
 from ifru_ext.errors import InputError
 from ifru_ext.ids import IdMap
 from ifru_ext.interactions import Interactions
+from ifru_ext.io import mapped
 from ifru_ext.io.reading import read_interactions
 from ifru_ext.io.versions import ModelStore
 
@@ -85,7 +86,10 @@ err = Console(stderr=True, highlight=False)
 
 StoreArgument = Annotated[Path, typer.Argument(help="Store of the model, as `ifru train` made it.")]
 DataArgument = Annotated[
-    Path, typer.Argument(help="Interactions: CSV, TSV, RecBole .inter or Parquet.")
+    Path,
+    typer.Argument(
+        help="Interactions: CSV, TSV, RecBole .inter or Parquet, or a folder of `ifru map`."
+    ),
 ]
 UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of user ids.")]
 ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
@@ -238,6 +242,7 @@ class Reading:
         item: Column of the items.
         label: Column of the labels, or None.
         threshold: Of the labels, or None.
+        named: Whether a column was named by an option of this command.
     """
 
     _TYPES: ClassVar = {
@@ -250,6 +255,7 @@ class Reading:
     item: str = "item"
     label: str | None = None
     threshold: float | None = None
+    named: bool = False
 
     @classmethod
     def given(
@@ -263,12 +269,15 @@ class Reading:
         """From the options, and where there is none from a model's settings."""
         kept = checked_settings(settings or {}, "reading", cls._TYPES)
         options = {"user": user, "item": item, "label": label, "threshold": threshold}
-        return cls(**{**(kept or {}), **{k: v for k, v in options.items() if v is not None}})
+        given = {k: v for k, v in options.items() if v is not None}
+        return cls(**{**(kept or {}), **given}, named=bool(given.keys() - {"threshold"}))
 
     def read(
         self, path: Path, user_ids: IdMap | None = None, item_ids: IdMap | None = None
     ) -> Interactions:
-        """Reads a file; see `read_interactions`."""
+        """Reads a file, see `read_interactions`, or maps a folder, see `ifru_ext.io.mapped`."""
+        if mapped.is_mapped(path):
+            return self._map(path, user_ids, item_ids)
         return read_interactions(
             path,
             user=self.user,
@@ -279,9 +288,26 @@ class Reading:
             item_ids=item_ids,
         )
 
+    def _map(self, path: Path, user_ids: IdMap | None, item_ids: IdMap | None) -> Interactions:
+        if self.named:
+            raise InputError(
+                f"{path}: expected no names of columns, which mapped interactions have not, got one"
+            )
+        data = mapped.load(path)
+        known = {"user": (user_ids, data.user_ids), "item": (item_ids, data.item_ids)}
+        for role, (expected, got) in known.items():
+            if expected is not None and expected != got:
+                raise InputError(
+                    f"{path}: expected the {role} ids of the model, got others; ifru map --like "
+                    "numbers them alike"
+                )
+        if self.threshold is None:
+            return data
+        return data.with_labels(data.label >= self.threshold)
+
     def to_json(self) -> dict[str, Any]:
         """For a model's settings."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self._TYPES}
 
 
 def checked_settings(

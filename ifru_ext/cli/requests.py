@@ -45,12 +45,30 @@ from ifru_ext.interactions import Interactions
 from ifru_ext.io.requests import Known, Request, parse_time
 from ifru_ext.io.store import StoredModel, encode_model
 from ifru_ext.io.versions import ModelStore
+from ifru_ext.phases import phase
 from ifru_ext.planning import Plan, plan
 from ifru_ext.pruning import Pruning
 from ifru_ext.solvers import SolveReason
 from ifru_ext.unlearning import UnlearnReport, UnlearnResult, unlearn
 
-__all__ = ["REPORT", "check_solved", "read_data", "register", "say_solve"]
+__all__ = [
+    "REPORT",
+    "BeforeOption",
+    "EraseOption",
+    "HopsOption",
+    "IgnoreUnknown",
+    "ItemsOption",
+    "KeepOption",
+    "MethodOption",
+    "RequestOption",
+    "RtolOption",
+    "UsersOption",
+    "check_solved",
+    "read_data",
+    "register",
+    "say_solve",
+    "unlearn_command",
+]
 
 REPORT = "report.json"
 _IDS_HELP = (
@@ -91,6 +109,10 @@ HopsOption = Annotated[
 ]
 KeepOption = Annotated[
     float, typer.Option("--keep", help="Share of each hop beyond the first that may change.")
+]
+RtolOption = Annotated[
+    float | None,
+    typer.Option(help="Residual to reach, relative to what the forgotten rows contributed."),
 ]
 EraseOption = Annotated[
     Literal["zero", "mean"], typer.Option("--erase", help="What a row without data becomes.")
@@ -162,9 +184,11 @@ class _Task:
 
     @classmethod
     def of(cls, store: ModelStore, data: Path, asked: _Asked) -> _Task:
-        stored = store.load()
+        with phase("reading the model"):
+            stored = store.load()
         reading = Reading.given(*asked.columns, stored.settings)
-        read, rows = read_data(store, stored, data, reading)
+        with phase("reading the data"):
+            read, rows = read_data(store, stored, data, reading)
         known = Known(*_id_maps(stored), asked.ignore_unknown)
         request = asked.request(known, reading)
         digest = request.digest(known, store.salt)
@@ -313,10 +337,7 @@ def unlearn_command(
     label_column: LabelColumn = None,
     threshold: Threshold = None,
     method: MethodOption = "auto",
-    rtol: Annotated[
-        float | None,
-        typer.Option(help="Residual to reach, relative to what the forgotten rows contributed."),
-    ] = None,
+    rtol: RtolOption = None,
     hops: HopsOption = None,
     keep: KeepOption = 1.0,
     erase: EraseOption = "zero",
@@ -415,10 +436,12 @@ def unlearn_command(
             voice.note(f"went on from Newton step {checkpoint.resumed} of an interrupted run")
         check_solved(result.report)
         bar.show("certifying")
+        with phase("certificate"):
+            # A person waits for the file to be read anyway: this residual is worth it.
+            residual_all = result.certify()
         final = dataclasses.replace(
             result.report,
-            # A person waits for the file to be read anyway: this residual is worth it.
-            residual_all=result.certify(),
+            residual_all=residual_all,
             # What was asked for is the residual of the model as it is written, in its precision.
             solve_converged=(
                 result.solve.converged if rtol is None else result.report.residual <= rtol
@@ -426,10 +449,13 @@ def unlearn_command(
         )
         report = final.to_json()
         bar.show("reporting")
-        found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
+        with phase("evidence"):
+            found = evidence(task.stored.model, result, evaluation=judged_on, ids=list_users)
         report.update(evidence=found.to_json(), history=list(result.solve.history))
-        page = _page(store, task, result, final, found)
-        line = _write(store, task, result, report, page, erase)
+        with phase("report"):
+            page = _page(store, task, result, final, found)
+        with phase("writing"):
+            line = _write(store, task, result, report, page, erase)
         if purge and final.solve_converged:  # else undoing it is still of use
             _purge(store, voice)
         head = store.ledger.head

@@ -204,7 +204,9 @@ def _prepare(
         rho = torch.zeros_like(embedding, dtype=everything.rho.dtype)
         return point, rho.index_copy(0, removal.all_rows, everything.rho), embedding, degree
 
-    mu, times = damping_of(given, anchor, regime, removal.live, measure, reasons)
+    mu, times = damping_of(
+        *(given, anchor, regime, data.layout.n_own, model.device, measure, reasons)
+    )
     return _Prepared(
         removal=removal,
         rows=rows,

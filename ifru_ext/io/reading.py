@@ -17,7 +17,7 @@ from ifru_ext.errors import InputError, listing
 from ifru_ext.ids import IdMap, as_id_array
 from ifru_ext.interactions import Interactions
 
-__all__ = ["FORMATS", "Table", "choose_columns", "open_table", "read_interactions"]
+__all__ = ["FORMATS", "Table", "choose_columns", "open_parquet", "open_table", "read_interactions"]
 
 # By the end of a name.
 FORMATS = {
@@ -171,6 +171,13 @@ def open_table(path: Path, format: str | None, separator: str | None) -> _Source
         ) from None
 
 
+def open_parquet(path: Path) -> _ParquetFile:
+    """Opens a Parquet file, which can be read in batches; see `open_table`."""
+    source = open_table(path, "parquet", None)
+    assert isinstance(source, _ParquetFile)
+    return source
+
+
 class _TextFile:
     """A CSV or TSV file."""
 
@@ -274,6 +281,36 @@ class _ParquetFile:
 
     def place(self, row: int) -> str:
         return f"row {row}"
+
+    def batches(self, columns: Mapping[str, str], n_rows: int) -> Iterator[_Batch]:
+        """The columns {role: name}, at most `n_rows` rows at a time."""
+        pa = _pyarrow("pyarrow")
+        names, first_row = list(columns.values()), 0
+        try:
+            for batch in self._file.iter_batches(n_rows, columns=names, use_threads=False):
+                if batch.num_rows:
+                    yield _Batch(self, pa.Table.from_batches([batch]), first_row)
+                    first_row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path}: is not a readable Parquet file ({_first_line(error)})"
+            ) from None
+        if first_row == 0:
+            raise InputError(f"{self.path}: expected rows, got only a header")
+
+
+class _Batch:
+    """Some rows of a Parquet file."""
+
+    def __init__(self, file: _ParquetFile, table: Any, first_row: int) -> None:
+        self.path, self.names = file.path, file.names
+        self._table, self._first_row = table, first_row
+
+    def read(self, columns: Mapping[str, str], *, numbers_as_text: bool) -> Any:
+        return self._table
+
+    def place(self, row: int) -> str:
+        return f"row {self._first_row + row}"
 
 
 class Table:

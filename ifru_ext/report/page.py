@@ -7,15 +7,13 @@ bytes.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ifru_ext.errors import InputError
 from ifru_ext.evidence import AffectedUser, Evidence, HopChange, Measures
 from ifru_ext.report import text
+from ifru_ext.report.jinja import module, template
 from ifru_ext.report.text import number, share
 from ifru_ext.report.unlearning import UnlearnReport
 
@@ -70,8 +68,8 @@ def render(
     Raises:
         ValueError: Jinja2 or matplotlib is not installed.
     """
-    figures = _module("ifru_ext.report.figures")
-    page: str = _template().render(
+    figures = module("ifru_ext.report.figures")
+    page: str = template("report.html.j2").render(
         title=title,
         facts=facts or {},
         report=report,
@@ -93,32 +91,6 @@ def render(
         },
     )
     return page
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the report's page needs {error.name}, which is not installed: "
-            'pip install "ifru-ext[cli]"'
-        ) from None
-
-
-@functools.cache
-def _template() -> Any:
-    jinja2 = _module("jinja2")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ifru_ext.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        {"number": number, "seconds": text.seconds, "share": share, "shown": text.shown}
-    )
-    return environment.get_template("report.html.j2")
 
 
 # ---- Parts ----------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 #include <limits>
 #include <vector>
 
-#include "../../host/triples.h"
 #include "../../kernels/cuda/pairwise.cuh"
 #include "device_array.h"
 #include "tests.h"
+#include "triple_index.h"
 
 namespace ifru::test {
 namespace {
@@ -26,19 +26,17 @@ struct Shape {
 
 // Triples of which one user has three quarters, with duplicates, equal items and empty rows.
 template <class T, class I>
-struct Problem {
+struct Problem : TripleIndex<I> {
+  using TripleIndex<I>::rowptr;
+  using TripleIndex<I>::neighbor;
+  using TripleIndex<I>::other;
+  using TripleIndex<I>::triple;
+  using TripleIndex<I>::edge;
   Shape shape;
-  std::vector<int64_t> rowptr;
-  std::vector<I> neighbor, other, triple, edge;
   std::vector<T> f, z, ridge, residual, curvature;  // the last two in user order
 
   explicit Problem(const Shape& s)
       : shape(s),
-        rowptr(n_nodes() + 1),
-        neighbor(3 * s.n_triples),
-        other(3 * s.n_triples),
-        triple(2 * s.n_triples),
-        edge(s.n_triples),
         f(random_values<T>(n_nodes() * s.d, 1)),
         z(random_values<T>(n_nodes() * s.d, 2)),
         ridge(random_values<T>(s.ridge ? n_nodes() : 0, 3)),
@@ -51,9 +49,7 @@ struct Problem {
       positive.push_back(random() % s.n_items);
       negative.push_back(random() % s.n_items);
     }
-    host::build_triples<I>(
-        {user.data(), positive.data(), negative.data(), s.n_triples, s.n_users, s.n_items},
-        rowptr.data(), neighbor.data(), other.data(), triple.data(), edge.data());
+    TripleIndex<I>::operator=(make_triples<I>(user, positive, negative, s.n_users, s.n_items));
   }
   int64_t n_nodes() const { return shape.n_users + shape.n_items; }
   int64_t row_of(int64_t entry) const {

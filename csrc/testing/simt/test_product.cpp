@@ -223,23 +223,68 @@ void check_broken(const Shape& shape) {
   }
 }
 
-// Ranges within the arrays that are not in order: each row is right or NaN.
+// What an entry whose neighbour is none of the rows has as its residual is not read.
+template <class T, class I>
+void check_outside() {
+  Problem<T, T, I> problem({{3, 0, 40, 2, 5}, 16, Kind::kHvp, true, true});
+  const auto good = problem.run();
+  for (size_t j = 0; j < problem.local.size(); ++j) {
+    if (problem.local[j] < 0) problem.residual[j] = std::numeric_limits<T>::quiet_NaN();
+  }
+  CHECK(problem.run() == good);
+}
+
+// Ranges within the arrays that are not in order: each row from `first` on is right or NaN, and one
+// that runs backwards is NaN. Rows before share segments with others, which nothing tells.
 template <class S, class T, class I>
 void check_unordered(Kind kind) {
-  for (const auto& rowptr : {std::vector<int64_t>{0, 2100, 700, 2000, 2100},
-                             std::vector<int64_t>{0, 1500, 100, 1400, 2100}}) {
+  struct Case {
+    std::vector<int64_t> rowptr;
+    int64_t first;
+  };
+  for (const auto& [rowptr, first] :
+       {Case{{0, 2100, 700, 2000, 2100}, 1}, Case{{0, 1500, 100, 1400, 2100}, 1},
+        Case{{1000, 2100, 2100, 0, 900}, 0}, Case{{1200, 1900, 700, 1400, 2100}, 0}}) {
     Problem<S, T, I> problem({{700, 600, 800, 0}, 8, kind});
     problem.graph.rowptr = rowptr;
     const auto got = problem.run();
-    problem.graph.rowptr[1] = rowptr[2];  // row 1 runs backwards: nothing to compare it with
-    const auto expected = problem.expected();
+    const auto expected = problem.expected();  // of a row that runs backwards, without an entry
     double scale = 1;
     for (const double x : expected) scale = std::fmax(scale, std::fabs(x));
-    for (size_t k = 8; k < got.size(); ++k) {
+    for (size_t k = first * 8; k < got.size(); ++k) {
       const bool right = std::fabs(got[k] - expected[k]) < kTolerance<T> / 10 * scale;
-      CHECK(std::isnan(got[k]) || (k >= 2 * 8 && right));
+      const bool backwards = rowptr[k / 8] > rowptr[k / 8 + 1];
+      CHECK(std::isnan(got[k]) || (right && !backwards));
     }
   }
+}
+
+// --- the order of summation ----------------------------------------------------------------------
+
+// The sum of ones and of 2^24, beside which float loses a one. All features are one.
+float sum_of(const std::vector<int64_t>& degrees, const std::vector<float>& residual) {
+  Problem<float, float, int32_t> problem({degrees, 4, Kind::kGradient, false});
+  problem.residual = residual;
+  problem.f.assign(problem.f.size(), 1.0f);
+  return problem.run()[0];
+}
+
+void check_order() {
+  constexpr float kLarge = 1 << 24;
+  constexpr int kTeams = 8;  // at d = 4
+  // A short row is summed in the order of its entries; a middle one by all teams, each its own.
+  std::vector<float> residual(cuda::kShortRow, 1.0f);
+  residual[0] = kLarge;
+  CHECK(sum_of({cuda::kShortRow}, residual) == kLarge);
+  residual.push_back(0.0f);
+  CHECK(sum_of({cuda::kShortRow + 1}, residual) > kLarge);
+  // A long row that begins where a segment does has that segment summed with the others: its sum is
+  // the first team's, and meets what that team adds of the row's end.
+  const int64_t length = cuda::kLongRow + kTeams * 8;
+  residual.assign(length, 0.0f);
+  residual[1] = kLarge;
+  for (int64_t j = cuda::kLongRow; j < length; j += kTeams) residual[j] = 1.0f;
+  CHECK(sum_of({length}, residual) == kLarge);
 }
 
 // --- all of it -----------------------------------------------------------------------------------
@@ -259,6 +304,8 @@ void check_kind(Kind kind) {
   check_shape<S, T, I>({{0, 1100, 1, 2, 0, 600}, 16, kind});  // hubs
   check_shape<S, T, I>({{2, 600, 0}, 264, kind});
   check_shape<S, T, I>({{4, 513, 512, 511, 256}, 32, kind});  // at the limits
+  check_shape<S, T, I>({{512, 768, 0, 1024}, 16, kind});      // rows of whole segments
+  check_shape<S, T, I>({{512}, 16, kind});                    // the most entries without a long row
   check_shape<S, T, I>({{33, 32, 31, 34}, 7, kind});
   check_shape<S, T, I>({{0}, 16, kind});                           // nothing to sum
   check_shape<S, T, I>({{1}, 16, kind});                           // its own neighbour
@@ -278,6 +325,7 @@ void check_values() {
     check_shape<T, T, I>({{0, 600, 1, 2, 0, 40}, 16, kind, true, true});
   }
   check_broken<T, T, I>({{3, 0, 40, 2, 5}, 16, Kind::kHvp, true, true});
+  check_outside<T, I>();
   for (const Kind kind : {Kind::kGradient, Kind::kHvp}) {
     check_broken<T, T, I>({{3, 0, 1100, 2, 5}, 8, kind});
     check_unordered<T, T, I>(kind);
@@ -296,6 +344,7 @@ void check_sixteen_bits() {
 }  // namespace
 
 void test_product() {
+  check_order();
   check_values<float, int32_t>();
   check_values<float, int64_t>();
   check_values<double, int32_t>();
