@@ -72,13 +72,9 @@ class NewFolder:
     def _check_new(self) -> None:
         target = self._target
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise InputError(
-                f"{target}: expected a new folder, got a path where there is something"
-            )
+            raise InputError(f"{target}: expected a new folder, got a path where something is")
         if not target.parent.is_dir():
-            raise InputError(
-                f"{target.parent}: expected a folder to put {target.name} in, got none"
-            )
+            raise InputError(f"{target.parent}: expected a folder to hold {target.name}, got none")
 
     def __enter__(self) -> Path:
         self.path.mkdir()

@@ -100,7 +100,7 @@ class UnlearnResult:
         For it the result keeps the old values of the rows that were changed, and the old graph.
         """
         model = self._undo.model(self.model)
-        # Not the rows that the result keeps: whoever writes to theirs would change what it restores.
+        # A copy of the rows that the result keeps: they may be the original model's own.
         return model.with_embedding(model.embedding) if self._undo.rows is None else model
 
     def certify(self) -> float:
