@@ -24,7 +24,7 @@ PYTHON = {
     "Data and models": (
         "interactions ids io.reading io.mapped datasets graph models objective io.store"
     ),
-    "Training and unlearning": "train forget unlearning planning pruning anchored influence",
+    "Training and unlearning": "train forget unlearning planning costs pruning anchored influence",
     "Verification and reports": "verify evidence report.unlearning report.page",
     "Stores and requests": "io.versions io.requests io.ledger io.forgotten io.delta",
     "Models of other libraries": (

@@ -4,7 +4,7 @@ Byte counts are the traffic of the algorithm: every gathered row counts in full,
 credited, and a read-modify-write counts twice. Notation: N nodes, E interactions, d features, R
 rows of the side that streams by, M of the other one (R + M = N); a number takes 4 bytes in float32.
 
-The ops do one or two floating-point operations per byte: it is the memory that bounds them, and
+The ops do at most two floating-point operations per byte: it is the memory that bounds them, and
 seconds are those of the bytes.
 """
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _CACHE_LINE = 64
+_BUCKET = 1 << 16  # entries that are sorted at once: csrc/host/grouping.h
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,20 @@ def product(s: Sizes, *, exact: bool = True) -> Traffic:
     reads its neighbour and values; a node reads f_n, z_n and its pointer and writes out_n.
     """
     values = (2 if exact else 1) * s.number
-    flops = (10 if exact else 6) * s.dim * s.n_interactions
+    # Of an interaction two inner products, and what it adds to each of its ends.
+    added = (4 if exact else 2) * s.dim
     per_row = 2 * s.feature_row + s.row + 8
     if s.gathers:
         entries = 2 * s.n_interactions
         streamed = entries * (s.index + values) + s.n_nodes * per_row
         table = 2 * s.n_nodes * s.feature_row
-        return Traffic(entries * 2 * s.feature_row, streamed, table, 2 * flops)
+        flops = entries * (4 * s.dim + added)
+        return Traffic(entries * 2 * s.feature_row, streamed, table, flops)
     streamed = s.n_interactions * (s.index + values) + s.streamed_rows * per_row
     streamed += s.other_rows * s.row
     per_interaction = 2 * s.feature_row + 2 * s.row
     table = s.other_rows * (2 * s.feature_row + s.row)
+    flops = s.n_interactions * (4 * s.dim + 2 * added)
     return Traffic(s.n_interactions * per_interaction, streamed, table, flops)
 
 
@@ -310,16 +314,18 @@ def conjugate_gradients(s: Sizes, n_rows: int) -> Traffic:
 
 
 def graph_build(s: Sizes) -> Traffic:
-    """Adjacency and stream, by counting sorts.
+    """Adjacency, by counting sorts in two levels (csrc/host/grouping.h).
 
-    Ids, 8 bytes each, are read and counted once. Three passes place an interaction's neighbour and
-    edge where its row stands, each on a cache line of its own that is read and written; the stream
-    copies one side.
+    Ids, 8 bytes each, are read three times: checked, counted, and brought to their buckets. So are
+    in the next two passes a neighbour and an edge, twice. In each pass an entry of three indices is
+    written to its bucket and read there, then its neighbour and edge are written where their row
+    stands: three places, each on a cache line of its own that is read and written. The lines of a
+    bucket stay in the cache, whatever the size of the data.
     """
-    ids = 16 * s.n_interactions
-    placed = 3 * 2 * s.n_interactions
-    streamed = 2 * ids + 3 * s.n_interactions * 2 * s.index + 4 * s.n_interactions * s.index
-    table = 2 * 2 * s.n_interactions * s.index
+    streamed = 3 * 16 * s.n_interactions + 2 * 2 * 2 * s.index * s.n_interactions
+    streamed += 3 * (2 * 3 + 2) * s.index * s.n_interactions
+    placed = 3 * 3 * s.n_interactions
+    table = _BUCKET * 5 * s.index
     return Traffic(placed * 2 * _CACHE_LINE, streamed + 16 * s.n_nodes, table)
 
 

@@ -61,7 +61,7 @@ class NewFolder:
         path: Where the files are written until then.
 
     Raises:
-        InputError: There is something at `path`.
+        InputError: There is something at `path`, or no folder to hold it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -72,7 +72,9 @@ class NewFolder:
     def _check_new(self) -> None:
         target = self._target
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise InputError(f"{target}: expected a new folder, got one that is there")
+            raise InputError(f"{target}: expected a new folder, got a path where something is")
+        if not target.parent.is_dir():
+            raise InputError(f"{target.parent}: expected a folder to hold {target.name}, got none")
 
     def __enter__(self) -> Path:
         self.path.mkdir()

@@ -76,7 +76,7 @@ class RecommenderModel(ABC):
         """[N, d] the ego embeddings E, users first.
 
         A model of `with_rows` makes them when they are first asked for: a copy of all rows costs
-        more than a small request does.
+        more than a small request does. They are not to be written to: models may share them.
         """
         if self._replaced is not None:
             self._embedding = self._embedding.index_copy(0, *self._replaced)
@@ -274,6 +274,11 @@ class RecommenderModel(ABC):
         other.__dict__.update(changes)
         other._features = None
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the rows that were replaced are no part of this model."""
+        _ = self.embedding
+        return self.__dict__.copy()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_users} users, {self.n_items} items, d={self.dim})"

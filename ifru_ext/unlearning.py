@@ -152,7 +152,9 @@ class UnlearnResult:
 
         For it the result keeps the old values of the rows that were changed, and the old graph.
         """
-        return self._undo.model(self.model)
+        model = self._undo.model(self.model)
+        # A copy of the rows that the result keeps: they may be the original model's own.
+        return model.with_embedding(model.embedding) if self._undo.rows is None else model
 
     def certify(self) -> float:
         """|gradient of the anchored objective| / |g| over all rows that are not erased.

@@ -98,6 +98,13 @@ def test_writing_to_a_loaded_column_leaves_the_file(tmp_path, data):
     assert_same(mapped.load(tmp_path / "data"), data)
 
 
+def test_original_ids_say_how_many_items_negatives_are_of(tmp_path):
+    with mapped.Writer(tmp_path / "data", item_ids=IdMap(["a", "b", "c"])) as writer:
+        writer.append([0], [0], negative=[[2]])
+        writer.append([1], [1], negative=[[0]])
+    assert mapped.load(tmp_path / "data").n_items == 3
+
+
 # ---- Refusals ---------------------------------------------------------------------------------
 
 
@@ -113,6 +120,15 @@ def test_an_index_of_other_rows_is_refused(tmp_path, data):
         mapped.load(tmp_path / "one")
 
 
+def redescribe(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def archive(path):
+    with path.open("wb") as file:
+        np.savez(file, np.arange(3))
+
+
 def rewrite(path, array):
     path.unlink()
     np.save(path, array)
@@ -124,12 +140,23 @@ def rewrite(path, array):
         ("user.npy", lambda p: p.unlink(), "expected an array, got a path where there is no file"),
         ("user.npy", lambda p: p.write_bytes(b"x" * 200), "is not a readable .npy file"),
         ("user.npy", lambda p: p.write_bytes(p.read_bytes()[:-8]), "is not a readable .npy file"),
+        ("user.npy", archive, "is not a readable .npy file"),
         ("label.npy", lambda p: rewrite(p, np.zeros(3, "f4")), "of shape [3000], got <f4 of shape"),
         ("item.npy", lambda p: rewrite(p, np.zeros(ROWS)), "expected <i8 of shape [3000], got <f8"),
         ("item_ids.npy", lambda p: rewrite(p, np.arange(4)), "expected 91 ids, got 4"),
         ("index/edge.npy", lambda p: rewrite(p, np.zeros(9, "i4")), "expected <i4 of shape [6000]"),
         ("interactions.json", lambda p: p.write_text("[]"), "expected the format"),
         ("interactions.json", lambda p: p.write_text("{"), "is not readable"),
+        (
+            "interactions.json",
+            lambda p: redescribe(p, n_users=None),
+            "n_users: expected an",
+        ),
+        (
+            "interactions.json",
+            lambda p: redescribe(p, interactions=0),
+            "expected at least 1, got 0",
+        ),
         ("interactions.json", lambda p: p.unlink(), "expected a folder of mapped interactions"),
         ("index/index.json", lambda p: p.unlink(), "expected an index, got none"),
     ],
@@ -189,11 +216,16 @@ def test_nothing_is_left_of_rows_that_are_refused(tmp_path, batches, sentence):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_within_none_is_refused_by_its_name(tmp_path, data):
+    with pytest.raises(InputError, match="/none: expected a folder to hold data, got none"):
+        mapped.save(tmp_path / "none" / "data", data)
+
+
 def test_a_folder_that_is_there_is_not_written_to(tmp_path, data):
     (tmp_path / "empty").mkdir()
     mapped.save(tmp_path / "empty", data)
     for path in (tmp_path / "empty", tmp_path / "empty" / "user.npy"):
-        with pytest.raises(InputError, match="expected a new folder, got one that is there"):
+        with pytest.raises(InputError, match="expected a new folder, got a path where"):
             mapped.save(path, data)
 
 

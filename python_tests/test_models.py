@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +70,18 @@ def test_other_dtypes(kind):
         model.with_embedding(model.embedding.new_full(model.embedding.shape, 1e300)).to(
             torch.float32
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_holds_nothing_of_the_rows_that_were_replaced(kind, copied):
+    model, _, _ = make_problem(kind=kind)
+    rows = torch.tensor([2, 5])
+    other = copied(model.with_rows(rows, model.embedding.new_zeros(2, model.dim)))
+    held = [x for x in vars(other).values() if isinstance(x, torch.Tensor)]
+    held = [x for x in held if x.shape == model.embedding.shape]
+    assert held
+    assert not any(x[rows].any() for x in held)
 
 
 @pytest.mark.parametrize(

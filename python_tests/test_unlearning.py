@@ -322,6 +322,17 @@ def test_undo_gives_back_the_original_and_nothing_is_changed(trained):
     assert not torch.equal(result.model.embedding, embedding)
 
 
+@pytest.mark.parametrize("request_", [Forget(users=[1]), Forget(interactions=[3])])
+def test_writing_to_what_was_restored_changes_nothing_else(trained, request_):
+    """Also where all rows were solved for, of which the result keeps the original's."""
+    model, data, objective = trained
+    embedding = model.embedding.clone()
+    result = unlearn(model, data, request_, objective=objective, method="newton", rtol=1e-2)
+    result.undo().embedding.zero_()
+    assert torch.equal(model.embedding, embedding)
+    assert torch.equal(result.undo().embedding, embedding)
+
+
 def test_float32_agrees_with_float64(trained):
     model, data, objective = trained
     forget = Forget(interactions=torch.arange(25))

@@ -67,7 +67,7 @@ class Writer:
     Args:
         folder: Its path; there must be none, or an empty one.
         n_users: Number of users; by default the length of `user_ids`, else the largest id + 1.
-        n_items: Likewise of items; needed where there are negatives.
+        n_items: Likewise of items; this or `item_ids` is needed where there are negatives.
         user_ids: The original ids of the users.
         item_ids: The original ids of the items.
 
@@ -130,7 +130,7 @@ class Writer:
         Raises:
             InputError: See `Interactions`; or the columns are not those of the first batch.
         """
-        if negative is not None and self._known["n_items"] is None:
+        if negative is not None and self._known["n_items"] is self._known["item_ids"] is None:
             raise InputError("n_items: expected a number where there are negatives, got none")
         self._append(
             Interactions(
@@ -335,8 +335,9 @@ def is_mapped(path: str | os.PathLike[str]) -> bool:
 def load(folder: str | os.PathLike[str], *, verify: bool = False) -> Interactions:
     """Maps the interactions of a folder, and their adjacency if it was built.
 
-    Nothing is read but the sizes, so the time does not depend on the data. The columns are private
-    to the process: to write to them would not change the files.
+    Of the rows nothing is read, so the time does not depend on their number; original ids are read
+    and held. The columns are private to the process: to write to them would not change the files.
+    Without `verify`, what the arrays hold is trusted: check a folder once after it was moved.
 
     Args:
         folder: As `Writer`, `save` or `convert` made it.
@@ -349,8 +350,10 @@ def load(folder: str | os.PathLike[str], *, verify: bool = False) -> Interaction
     path = Path(folder)
     description = _description(path / DESCRIPTION, _FORMAT, "a folder of mapped interactions")
     digests = _checked_digests(path, description)
-    n = as_integer("interactions", description["interactions"], 1)
-    sizes = [as_integer(name, description[name], 1) for name in ("n_users", "n_items")]
+    n, *sizes = (
+        as_integer(f"{path / DESCRIPTION}: {name}", description.get(name), 1)
+        for name in ("interactions", "n_users", "n_items")
+    )
     columns: dict[str, Any] = dict.fromkeys(COLUMNS)
     for name in COLUMNS:
         if name in digests:
@@ -440,7 +443,7 @@ def _open_array(folder: Path, name: str) -> Array:
     """An array in a file, mapped; what is written to it stays in memory, which torch asks for."""
     path = folder / f"{name}.npy"
     try:
-        array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array: Array = np.lib.format.open_memmap(path, mode="c")  # np.load takes archives, too
     except FileNotFoundError:
         raise InputError(f"{path}: expected an array, got a path where there is no file") from None
     except (ValueError, EOFError, OSError) as error:
