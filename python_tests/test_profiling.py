@@ -586,6 +586,7 @@ def test_capturing_and_replaying(work, ifru, tmp_path):
         (["--capture", "dot"], "--capture, --to: expected both or none"),
         (["--capture", "dot", "--to", "x", "--html", "y"], "expected no --trace and no --html"),
         (["--html", "nowhere/p.html"], "--html: expected a file in a folder"),
+        (["--html", "p", "--trace", "./p"], "--trace, --html: expected two files, got p for both"),
         (["--threads", "0"], "--threads: expected 1 to"),
     ],
 )
