@@ -126,7 +126,7 @@ readme: $(INSTALLED)
 	cp build/demo/report.json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/readme.py
 
-# On two cores some 12, 7 and 4 minutes. A solve on D takes ten seconds and says what its product does.
+# On two cores the first three take some 12, 7 and 4 minutes. A solve on D takes ten seconds and says what its product does.
 bench: $(INSTALLED)
 	$(BIN)/ifru bench hvp $(ARGS)
 	$(BIN)/ifru bench propagate $(ARGS)

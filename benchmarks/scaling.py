@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import matplotlib as mpl
 from figures import COLOURS, LINE, OURS, STYLE, save_svg
 from matplotlib.figure import Figure
+
+from ifru_ext.report.text import digits
 
 __all__ = ["scale_picture", "scale_text"]
 
@@ -35,17 +36,12 @@ def scale_text(report: dict[str, Any]) -> str:
     for name, slope in report["slopes"].items():
         rows = [row for s in sections for row in s["phases"] if row["name"] == name]
         memory, error = rows[-1]["extra_memory_bytes"], report["errors"][name]
-        cells = [_digits(row["ms"]) for row in rows]
+        cells = [digits(row["ms"]) for row in rows]
         cells += ["" if slope is None else f"{slope:.2f}"]
         cells += ["" if memory is None else f"{memory / 1e6:,.0f}"]
         cells += [f"{error[which]:.1f} times" for which in ("median", "worst")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + f"\n\n{_notes(report)}\n\n{_predictions(report['predictions'])}"
-
-
-def _digits(milliseconds: float) -> str:
-    """Three of them, never an exponent."""
-    return f"{milliseconds:.{max(0, 2 - math.floor(math.log10(milliseconds)))}f}"
 
 
 def _notes(report: dict[str, Any]) -> str:

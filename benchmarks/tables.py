@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ifru_ext.report.text import digits
+
 __all__ = ["cg_text", "compat_text", "hvp_text", "peers_text", "propagate_text", "unlearn_text"]
 
 
@@ -25,7 +27,7 @@ def hvp_text(report: dict[str, Any]) -> str:
                 *_start(section, ours, torch),
                 *(f"{row['over_torch']:.2f}" for row in (reused, stored)),
                 _ratio(ours["over_double_backward"]),
-                _digits(gauss_newton["median_ms"]),
+                digits(gauss_newton["median_ms"]),
                 *_roofline(ours),
                 *(f"{row['relative_error']:.0e}" for row in (ours, stored)),
             )
@@ -81,7 +83,7 @@ def peers_text(report: dict[str, Any]) -> str:
                     str(section["dim"]),
                     str(section["threads"]),
                     "HVP" if product == "hessian" else "inverse HVP",
-                    _digits(timed[0]["cpu_ms"]),
+                    digits(timed[0]["cpu_ms"]),
                     *("" if r is None else _slower(r) for r in fastest),
                 )
             )
@@ -102,7 +104,7 @@ def peers_text(report: dict[str, Any]) -> str:
 
 
 def _slower(row: dict[str, Any]) -> str:
-    return f"{_digits(row['cpu_ms'])} (**{_ratio(row['times_slower'])}**)"
+    return f"{digits(row['cpu_ms'])} (**{_ratio(row['times_slower'])}**)"
 
 
 # Utility beyond this below retraining counts as lost.
@@ -302,9 +304,9 @@ def _start(section: dict[str, Any], ours: dict[str, Any], torch: dict[str, Any])
         section["shape"],
         str(section["dim"]),
         str(section["threads"]),
-        _digits(ours["median_ms"]),
+        digits(ours["median_ms"]),
         f"`{torch['name']}`",
-        _digits(torch["median_ms"]),
+        digits(torch["median_ms"]),
         f"**{ours['over_torch']:.2f}**",
     )
 
@@ -345,8 +347,3 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _digits(milliseconds: float) -> str:
-    decimals = next((n for n, above in ((0, 100), (1, 10), (2, 1)) if milliseconds >= above), 3)
-    return f"{milliseconds:.{decimals}f}"

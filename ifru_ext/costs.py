@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "H100",
+    "VECTORS",
     "Machine",
     "Sizes",
     "Traffic",
@@ -34,6 +35,9 @@ __all__ = [
 
 _CACHE_LINE = 64
 _BUCKET = 1 << 16  # entries that are sorted at once: csrc/host/grouping.h
+# How many vectors an op reads and writes: <p, Ap> two and none, the update of conjugate gradients
+# four and two, their direction two and one.
+VECTORS = {"dot": 2, "cg_update": 6, "cg_direction": 3}
 
 
 @dataclass(frozen=True)
@@ -203,19 +207,21 @@ def gradient(s: Sizes) -> Traffic:
     return Traffic(gathered, streamed, s.other_rows * (s.feature_row + s.row), flops)
 
 
-def derivatives(s: Sizes) -> Traffic:
+def derivatives(s: Sizes, *, n_ends: int = 2, labelled: bool = True) -> Traffic:
     """Loss, r and w of each interaction; equation (2).
 
-    It gathers both its rows, reads its ids and label, and writes three numbers. In stream order one
-    of the two rows is the last one again.
+    It gathers the rows of its ends, two or a triple's three, reads their ids and the label, and
+    writes three numbers. In stream order one of the rows is the last one again.
     """
-    streamed = s.n_interactions * (2 * s.index + 4 * s.number)
+    numbers = 4 if labelled else 3
+    streamed = s.n_interactions * (n_ends * s.index + numbers * s.number)
     if s.gathers:
-        gathered, table = 2 * s.n_interactions * s.feature_row, s.n_nodes * s.feature_row
+        gathered, table = n_ends * s.n_interactions * s.feature_row, s.n_nodes * s.feature_row
     else:
-        gathered, table = s.n_interactions * s.feature_row, s.other_rows * s.feature_row
+        gathered = (n_ends - 1) * s.n_interactions * s.feature_row
+        table = s.other_rows * s.feature_row
         streamed += s.streamed_rows * s.feature_row
-    return Traffic(gathered, streamed, table, 2 * s.dim * s.n_interactions)
+    return Traffic(gathered, streamed, table, (n_ends - 1) * 2 * s.dim * s.n_interactions)
 
 
 def propagation(s: Sizes, n_layers: int, *, stream: bool = False) -> Traffic:
@@ -305,12 +311,9 @@ def lanczos(s: Sizes, n_rows: int, n_steps: int) -> Traffic:
 
 
 def conjugate_gradients(s: Sizes, n_rows: int) -> Traffic:
-    """The vector work of one iteration over some rows, beside the product.
-
-    <p, Ap> reads two vectors; the update reads four and writes two; the direction reads two and
-    writes one.
-    """
-    return Traffic(streamed=11 * n_rows * s.row, flops=12 * n_rows * s.dim, calls=3)
+    """The vector work of one iteration over some rows, beside the product: one call of each op."""
+    streamed = sum(VECTORS.values()) * n_rows * s.row
+    return Traffic(streamed=streamed, flops=12 * n_rows * s.dim, calls=len(VECTORS))
 
 
 def graph_build(s: Sizes) -> Traffic:

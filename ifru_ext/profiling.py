@@ -85,7 +85,7 @@ class Profile:
 
     @property
     def phases(self) -> list[PhaseTotal]:
-        """By phase, the whole first."""
+        """By phase, each followed by those within it; the whole first."""
         return self.totals.phases
 
     @property
@@ -242,7 +242,7 @@ def _phase_table(p: Profile) -> Iterator[str]:
     counted = list(dict.fromkeys(name for phase in p.phases for name in phase.counts))
     header = ["phase", "calls", "ms", "share", "in ops", *map(_title, counted)]
     rows = [[*header, "tensors", "MB", "peak MB"]]
-    for phase in _nested(p.phases):
+    for phase in p.phases:
         name = "  " * len(phase.path) + (phase.path[-1] if phase.path else _WHOLE)
         rows.append(
             [
@@ -297,14 +297,9 @@ def _notes(p: Profile) -> Iterator[str]:
             f"{p.bandwidth['dim']} float32 {p.bandwidth['gather_gb_s']:.1f} GB/s."
         )
     yield "Bytes are what an algorithm has to move, caches not credited."
-    yield "An op's time is without that of ops that it calls; a phase's includes phases within it."
-
-
-def _nested(phases: Sequence[PhaseTotal]) -> list[PhaseTotal]:
-    """Each phase followed by those within it."""
-    order = {phase.path: place for place, phase in enumerate(phases)}
-    return sorted(
-        phases, key=lambda p: [order[p.path[: depth + 1]] for depth in range(len(p.path))]
+    yield (
+        "An op's time and bytes are without those of ops that it calls; a phase includes phases "
+        "within it."
     )
 
 

@@ -20,6 +20,8 @@ _ITEMSIZE = {
     "float": 4,
     "double": 8,
     "long int": 8,
+    "long": 8,
+    "long long": 8,
     "int": 4,
     "short int": 2,
     "signed char": 1,
@@ -84,7 +86,8 @@ class OpTotal:
         calls: How many.
         seconds: Outside of ops that it called.
         device_seconds: Of the GPU's kernels that it launched.
-        bytes: What the calls have to move; None where that is not known.
+        bytes: What the calls have to move, without what ops that they called have to; None where
+            that is not known.
         allocations: Tensors that torch's allocator was asked for.
         allocated_bytes: Their bytes.
     """
@@ -108,6 +111,11 @@ class OpTotal:
         return access_of(self.name)
 
     @property
+    def kind(self) -> str:
+        """One of `Kind.ALL`."""
+        return _kind(self.name)
+
+    @property
     def gb_s(self) -> float | None:
         """Bytes by time, on the device where it computes there."""
         seconds = self.device_seconds or self.seconds
@@ -115,7 +123,8 @@ class OpTotal:
 
     def to_json(self) -> dict[str, Any]:
         """All fields and properties as JSON values."""
-        return {**vars(self), "access": self.access.value, "gb_s": self.gb_s}
+        access = self.access.value
+        return {**vars(self), "kind": self.kind, "access": access, "gb_s": self.gb_s}
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,8 @@ class Totals:
     """What was read off a trace.
 
     Attributes:
-        phases: In the order in which they were first begun, the whole first.
+        phases: In the order in which they were first begun, each followed by those within it; the
+            whole first.
         ops: Of most time first.
         spans: In the order in which they began, the whole left out.
         slices: The whole in parts of equal length, each with the share of it spent in ops by kind.
@@ -157,10 +167,21 @@ class Totals:
 class _Open:
     """An op or phase that has begun."""
 
-    __slots__ = ("end", "phase", "total")
+    __slots__ = ("bytes", "end", "phase", "total")
 
     def __init__(self, end: float, total: Any, phase: PhaseTotal | None = None) -> None:
         self.end, self.total, self.phase = end, total, phase
+        self.bytes: int | None = None  # of this call, as far as no op within has moved them
+
+
+@dataclass(eq=False)
+class _Call:
+    """An op's call, whose bandwidth is written into the trace in the end."""
+
+    total: OpTotal
+    arguments: dict[str, Any]
+    seconds: float
+    device_seconds: float = 0.0
 
 
 def read_trace(trace: Mapping[str, Any], counts: Sequence[Mapping[str, int]] = ()) -> Totals:
@@ -187,7 +208,8 @@ class _Sweep:
         self._open_ops: dict[int, list[_Open]] = defaultdict(list)
         self._held: dict[int, int] = {}
         self._held_at_begin: dict[int, int] = {}
-        self._by_id: dict[int, OpTotal] = {}
+        self._by_id: dict[int, _Call] = {}
+        self._counted: list[_Call] = []
         self._pieces: list[tuple[float, float, str]] = []
         self._of_dim: dict[int, float] = defaultdict(float)
         self._begin: float | None = None
@@ -205,7 +227,7 @@ class _Sweep:
         whole = self._phases.get(())
         ops = sorted(self._ops.values(), key=lambda op: -max(op.seconds, op.device_seconds))
         return Totals(
-            phases=list(self._phases.values()),
+            phases=_nested(list(self._phases.values())),
             ops=ops,
             spans=self._spans,
             slices=[] if whole is None else _slices(self._pieces, whole.seconds),
@@ -261,10 +283,12 @@ class _Sweep:
         elif self._begin is not None:
             begin = (event["ts"] - self._begin) / 1e6
             self._pieces.append((begin, begin + seconds, _kind(name)))
-        stack.append(_Open(event["ts"] + event["dur"], total, phase))
-        arguments = event.get("args", {})
-        self._by_id[arguments.get("External id", -1)] = total
-        self._traffic(total, arguments, seconds)
+        call = _Call(total, event.get("args", {}), seconds)
+        if "External id" in call.arguments:
+            self._by_id[call.arguments["External id"]] = call
+        opened = _Open(event["ts"] + event["dur"], total, phase)
+        self._traffic(call, opened, stack)
+        stack.append(opened)
 
     @staticmethod
     def _spend(op: OpTotal, phase: PhaseTotal | None, seconds: float) -> None:
@@ -273,20 +297,28 @@ class _Sweep:
         else:
             phase.ops[op.name] = phase.ops.get(op.name, 0.0) + seconds
 
-    def _traffic(self, total: OpTotal, arguments: dict[str, Any], seconds: float) -> None:
-        sizes = _sizes(arguments)
+    def _traffic(self, call: _Call, opened: _Open, around: Sequence[_Open]) -> None:
+        total, sizes = call.total, _sizes(call.arguments)
         found = call_bytes(total.name, sizes) if sizes else None
-        if found is None or total.bytes is None:
+        if found is None:
             total.bytes = None
             return
-        total.bytes += found
-        arguments["bytes"] = found
-        if seconds > 0:
-            arguments["GB/s"] = round(found / seconds / 1e9, 3)
+        call.arguments["bytes"] = found
+        self._counted.append(call)
+        opened.bytes = found
+        if total.bytes is not None:
+            total.bytes += found
+        # As time is, bytes are those of the op that moves them, not of one that only calls it.
+        caller = next((op for op in reversed(around) if op.bytes is not None), None)
+        if caller is not None and caller.bytes is not None:
+            moved = min(found, caller.bytes)
+            caller.bytes -= moved
+            if caller.total.bytes is not None:
+                caller.total.bytes -= moved
         if total.is_ours and total.access is Access.GATHER:
             width = width_of(sizes)
             if width is not None:
-                self._of_dim[width] += seconds
+                self._of_dim[width] += call.seconds
 
     def _memory(self, event: dict[str, Any]) -> None:
         arguments = event["args"]
@@ -309,15 +341,28 @@ class _Sweep:
         return sum(self._held.values()) - sum(self._held_at_begin.values())
 
     def _device(self) -> None:
-        """What ran on a GPU, by the op that launched it."""
+        """What ran on a GPU, by the op that launched it; and then each call's bandwidth."""
         for event in self._events:
             if event.get("cat") in _DEVICE_WORK:
-                op = self._by_id.get(event.get("args", {}).get("External id", -1))
-                if op is not None:
-                    op.device_seconds += event["dur"] / 1e6
+                call = self._by_id.get(event.get("args", {}).get("External id"))
+                if call is not None:
+                    call.device_seconds += event["dur"] / 1e6
+                    call.total.device_seconds += event["dur"] / 1e6
+        for call in self._counted:
+            seconds = call.device_seconds or call.seconds
+            if seconds > 0:
+                call.arguments["GB/s"] = round(call.arguments["bytes"] / seconds / 1e9, 3)
 
     def _within(self) -> Iterator[Any]:
         return (opened.total for opened in self._open_phases)
+
+
+def _nested(phases: Sequence[PhaseTotal]) -> list[PhaseTotal]:
+    """Each phase followed by those within it."""
+    order = {phase.path: place for place, phase in enumerate(phases)}
+    return sorted(
+        phases, key=lambda p: [order[p.path[: depth + 1]] for depth in range(len(p.path))]
+    )
 
 
 def _is_told(event: dict[str, Any]) -> bool:

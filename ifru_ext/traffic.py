@@ -75,8 +75,11 @@ def call_bytes(op: str, sizes: list[Size | None]) -> int | None:
     known = [size for size in sizes if size is not None]
     if namespace != "aten" or not known:
         return None
-    rule = _TORCH.get(name.removesuffix("_"))
-    return None if rule is None else rule(known, name.endswith("_"))
+    base, in_place = name.removesuffix("_"), name.endswith("_")
+    if base in _OPERANDS:
+        return _elementwise(sizes, base, in_place)
+    rule = _TORCH.get(base)
+    return None if rule is None else rule(known)
 
 
 def access_of(op: str) -> Access:
@@ -156,14 +159,23 @@ def _restricted(name: str, s: _Sizes) -> int:
 
 
 def _derivatives(_: str, s: _Sizes) -> int:
-    """The rows of each end, the ids, label and weight; three values are written.
+    """Of interactions whose order is not known: the rows of both ends count.
 
-    In what order the interactions stand is not known: rows of both ends count.
+    A triple has three ends and no label.
     """
-    ends = [s[name] for name in ("left", "right", "user", "positive", "negative") if name in s]
-    per_row = sum(end.itemsize for end in ends) + len(ends) * _row(s["f"]) + 3 * s["f"].itemsize
-    read = sum(s[name].nbytes for name in ("label", "weight") if name in s)
-    return ends[0].numel * per_row + read
+    f, ends = s["f"], [s[name] for name in _ENDS if name in s]
+    sizes = costs.Sizes(
+        n_users=f.shape[0],
+        n_items=0,
+        n_interactions=ends[0].numel,
+        dim=f.shape[-1],
+        number=f.itemsize,
+        feature=f.itemsize,
+        index=ends[0].itemsize,
+        gathers=True,
+    )
+    weight = s["weight"].nbytes if "weight" in s else 0
+    return costs.derivatives(sizes, n_ends=len(ends), labelled="label" in s).n_bytes + weight
 
 
 def _pairwise(name: str, s: _Sizes) -> int:
@@ -194,19 +206,10 @@ def _ggn_entries(name: str, s: _Sizes) -> int:
     return s["neighbor"].numel * per_entry + s["rowptr"].nbytes + written
 
 
-def _dot(_: str, s: _Sizes) -> int:
-    """Both are read; one that is multiplied with itself counts twice."""
-    return s["x"].nbytes + s["y"].nbytes
-
-
-def _cg_update(_: str, s: _Sizes) -> int:
-    """Four vectors are read and two written."""
-    return 6 * s["x"].nbytes + _inverse(s)
-
-
-def _cg_direction(_: str, s: _Sizes) -> int:
-    """Two vectors are read and one written."""
-    return 3 * s["p"].nbytes + _inverse(s)
+def _vectors(name: str, s: _Sizes) -> int:
+    """A vector that is multiplied with itself counts twice."""
+    one = s["p" if name == "cg_direction" else "x"].nbytes
+    return costs.VECTORS[name] * one + (s["inverse"].nbytes if "inverse" in s else 0)
 
 
 def _row(x: Size) -> int:
@@ -215,10 +218,6 @@ def _row(x: Size) -> int:
 
 def _ridge(s: _Sizes) -> int:
     return s["ridge"].nbytes + s["v"].nbytes if "ridge" in s and "v" in s else 0
-
-
-def _inverse(s: _Sizes) -> int:
-    return s["inverse"].nbytes if "inverse" in s else 0
 
 
 _OURS: dict[str, Callable[[str, _Sizes], int]] = {
@@ -236,53 +235,69 @@ _OURS: dict[str, Callable[[str, _Sizes], int]] = {
     "pairwise_gradient": _pairwise,
     "pairwise_hvp": _pairwise,
     "pairwise_ggn": _pairwise,
-    "dot": _dot,
-    "cg_update": _cg_update,
-    "cg_direction": _cg_direction,
+    **dict.fromkeys(costs.VECTORS, _vectors),
 }
+_ENDS = ("left", "right", "user", "positive", "negative")
 _GATHERING = ("propagate", "pointwise", "restricted", "ggn", "pairwise")
 
 
 # ---- Torch's ops ------------------------------------------------------------------------------
 
-# From the sizes of the tensors, and whether the first is written to.
-_Rule = Callable[[list[Size], bool], int]
+# The number of arguments that an elementwise op reads; a tensor beyond them is where it writes.
+_UNARY = (
+    "abs bitwise_not exp expm1 isfinite isinf isnan log log1p neg reciprocal rsqrt sigmoid sqrt"
+)
+_BINARY = "add bitwise_and bitwise_or clamp_min div eq ge gt le lt maximum mul ne sub"
+_OPERANDS = {
+    **dict.fromkeys(_UNARY.split(), 1),
+    **dict.fromkeys(_BINARY.split(), 2),
+    **dict.fromkeys(["addcmul", "masked_fill", "where"], 3),
+}
+_TO_BOOL = frozenset(["eq", "ge", "gt", "isfinite", "isinf", "isnan", "le", "lt", "ne"])
 
 
-def _elementwise(sizes: list[Size], in_place: bool) -> int:
-    """All are read; the result is like the first in place, else like the largest."""
-    result = sizes[0] if in_place else max(sizes, key=lambda size: size.nbytes)
-    return sum(size.nbytes for size in sizes) + result.nbytes
+def _elementwise(sizes: list[Size | None], name: str, in_place: bool) -> int | None:
+    """All are read; the result is where it is to be written, or like the largest."""
+    read, given = (
+        [size for size in part if size is not None]
+        for part in (sizes[: _OPERANDS[name]], sizes[_OPERANDS[name] :])
+    )
+    if not read:
+        return None
+    if given or in_place:
+        written = (given or read)[0].nbytes
+    elif name in _TO_BOOL:
+        written = max(size.numel for size in read)
+    else:
+        written = max(size.nbytes for size in read)
+    return sum(size.nbytes for size in read) + written
 
 
-def _written(sizes: list[Size], _: bool) -> int:
-    """The first is written, the others are read."""
+_Rule = Callable[[list[Size]], int]
+
+
+def _each_once(sizes: list[Size]) -> int:
+    """The first is written and the others are read, or all are read for a single number."""
     return sum(size.nbytes for size in sizes)
 
 
-def _index_select(sizes: list[Size], _: bool) -> int:
+def _index_select(sizes: list[Size]) -> int:
     """Of x [n, ...] along its first dimension: rows are read and written."""
     x, index = sizes[:2]
     n_rows = x.shape[0] if x.shape else 1
     return index.nbytes + 2 * index.numel * (x.nbytes // max(1, n_rows))
 
 
-def _index_copy(sizes: list[Size], _: bool) -> int:
+def _index_copy(sizes: list[Size]) -> int:
     return sizes[1].nbytes + 2 * sizes[2].nbytes
 
 
-def _index_add(sizes: list[Size], _: bool) -> int:
+def _index_add(sizes: list[Size]) -> int:
     return sizes[1].nbytes + 3 * sizes[2].nbytes
 
 
-_ELEMENTWISE = (
-    "abs add addcmul bitwise_and bitwise_not bitwise_or clamp_min div eq exp expm1 ge gt isfinite "
-    "isinf isnan le log log1p lt masked_fill maximum mul ne neg reciprocal rsqrt sigmoid sqrt sub "
-    "where"
-)
 _TORCH: dict[str, _Rule] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(["copy", "fill", "zero", "sum", "max", "min", "any", "all"], _written),
+    **dict.fromkeys(["copy", "fill", "zero", "sum", "max", "min", "any", "all"], _each_once),
     "index_select": _index_select,
     "index_copy": _index_copy,
     "index_add": _index_add,

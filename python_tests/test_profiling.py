@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from test_cli import write_csv
 from test_ops import IN_PLACE, OPS, op_arguments
 
-from ifru_ext import Forget, Objective, cg, ops, train, unlearn
+from ifru_ext import Forget, Objective, cg, costs, ops, train, unlearn
 from ifru_ext.cli.requests import unlearn_command
 from ifru_ext.cli.training import train_command
 from ifru_ext.errors import InputError
@@ -216,7 +216,9 @@ def made_up_trace():
 
 
 def test_times_of_a_trace():
-    totals = read_trace(made_up_trace(), [{}, {"steps": 2}])
+    trace = made_up_trace()
+    products = [e for e in trace["traceEvents"] if e["name"] == "ifru_ext::dot"]
+    totals = read_trace(trace, [{}, {"steps": 2}])
     whole, a = totals.phases
     assert (whole.seconds, a.seconds, a.begin) == pytest.approx((1e-3, 1e-4, 1e-4))
     assert (whole.own_seconds, a.op_seconds) == pytest.approx((9e-4, 4e-5))
@@ -225,9 +227,22 @@ def test_times_of_a_trace():
     assert (dot.seconds, empty.seconds) == pytest.approx((3e-5, 1e-5))
     assert dot.device_seconds == pytest.approx(3e-5)
     assert dot.bytes == 2 * 8 * 4 * 4
+    assert products[0]["args"]["GB/s"] == round(dot.gb_s, 3)  # the GPU's time, not the launch's
     assert dot.gb_s == pytest.approx(256 / 3e-5 / 1e9)
     assert empty.bytes is None
     assert empty.gb_s is None
+
+
+def test_bytes_are_those_of_the_op_that_moves_them():
+    # Some of torch's ops call others, which do all the work, one of the same name among them.
+    x = torch.randn(100_000)
+    with profile(roofline=False) as found:
+        torch.isfinite(x)
+        torch.zeros_like(x)
+    moved = {op.name: op.bytes for op in found.ops if op.bytes is not None}
+    assert moved["aten::isfinite"] == moved["aten::zero_"] == 0
+    assert moved["aten::fill_"] == x.nbytes
+    assert moved["aten::abs"] == 2 * x.nbytes
 
 
 # ---- Bytes --------------------------------------------------------------------------------------
@@ -259,11 +274,27 @@ def test_bytes_of_a_product_by_hand():
     assert call_bytes("ifru_ext::pointwise_hvp", sizes) == 7 * per_interaction + rows + 3 * 16
 
 
+def test_a_call_and_the_cost_model_count_the_same():
+    s = costs.Sizes(5, 3, 7, 4, gathers=True)
+    ids, values, f = Size((7,), 4), Size((7,), 4), Size((8, 4), 4)
+    sizes = [ids, ids, f, values, None, None]
+    assert call_bytes("ifru_ext::pointwise_derivatives", sizes) == costs.derivatives(s).n_bytes
+    iteration = [("dot", [f, f]), ("cg_update", [f] * 4), ("cg_direction", [f, f])]
+    moved = sum(call_bytes(f"ifru_ext::{name}", sizes) for name, sizes in iteration)
+    assert moved == costs.conjugate_gradients(s, s.n_nodes).n_bytes
+    # A triple: three rows and ids; three numbers are written.
+    sizes = [ids, ids, ids, f, None]
+    assert call_bytes("ifru_ext::pairwise_derivatives", sizes) == 7 * (3 * (16 + 4) + 3 * 4)
+
+
 def test_bytes_of_torchs_ops():
     x, flags = Size((10, 4), 4), Size((10, 4), 1)
     assert call_bytes("aten::add_", [x, x, None]) == 3 * 160
     assert call_bytes("aten::mul", [x, Size((10, 1), 4)]) == 160 + 40 + 160
     assert call_bytes("aten::where", [flags, x, x]) == 40 + 3 * 160
+    assert call_bytes("aten::add", [x, x, None, x]) == 3 * 160  # into `out`
+    assert call_bytes("aten::sqrt", [x, x]) == 2 * 160
+    assert call_bytes("aten::gt", [x, None]) == 160 + 40
     assert call_bytes("aten::copy_", [x, x, None]) == 2 * 160
     assert call_bytes("aten::index_select", [x, None, Size((3,), 8)]) == 24 + 2 * 48
     assert call_bytes("aten::view", [x, None]) is None
@@ -555,6 +586,7 @@ def test_capturing_and_replaying(work, ifru, tmp_path):
         (["--capture", "dot"], "--capture, --to: expected both or none"),
         (["--capture", "dot", "--to", "x", "--html", "y"], "expected no --trace and no --html"),
         (["--html", "nowhere/p.html"], "--html: expected a file in a folder"),
+        (["--html", "p", "--trace", "./p"], "--trace, --html: expected two files, got p for both"),
         (["--threads", "0"], "--threads: expected 1 to"),
     ],
 )

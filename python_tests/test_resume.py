@@ -136,6 +136,18 @@ def test_a_request_goes_on(ifru, interrupted):
     assert (store / "v0004" / "model.safetensors").read_bytes() == resumed
 
 
+def test_a_profile_shows_the_whole_request(ifru, interrupted):
+    _, store, request = interrupted
+    code, out, err = ifru("profile", *request[1:], "--no-roofline", "--json")
+    assert (code, err) == (0, "")
+    steps = json.loads(out)["phases"][0]["counts"]["newton_steps"]
+    assert (store / "v0001" / "checkpoint.safetensors").exists()
+    code, out, _ = ifru(*request, "--json")
+    assert code == 0
+    # Of a request that goes on, two steps would be missing; one more may be tried than is taken.
+    assert json.loads(out)["newton_steps"] <= steps
+
+
 def test_another_request_begins_anew(ifru, interrupted):
     data, store, _ = interrupted
     code, _, err = ifru("unlearn", store, data, "--users", "u4", "--rtol", 1e-5)

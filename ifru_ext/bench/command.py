@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from ifru_ext.bench.unlearning import (
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer, listing
 from ifru_ext.files import write_atomic
+from ifru_ext.report.text import digits
 
 __all__ = ["bench"]
 
@@ -162,10 +162,10 @@ def _print_size(section: dict[str, Any]) -> None:
         memory = row["extra_memory_bytes"]
         table.add_row(
             row["name"],
-            _digits(row["median_ms"]),
-            _digits(row["cpu_ms"]),
-            "" if memory is None else _digits(memory / 1e6),
-            _digits(row["predicted_ms"]),
+            digits(row["median_ms"]),
+            digits(row["cpu_ms"]),
+            "" if memory is None else digits(memory / 1e6),
+            digits(row["predicted_ms"]),
             f"{row['over_predicted']:.2f}",
         )
     out.print(table)
@@ -412,21 +412,16 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _digits(x: float) -> str:
-    """Three digits, never an exponent."""
-    return f"{x:.{max(0, 2 - math.floor(math.log10(x))) if x > 0 else 0}f}"
-
-
 # Title, key of a row's value, and how it is shown. A column without any value is left out.
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("ms", "median_ms", _digits),
+    ("ms", "median_ms", digits),
     ("spread", "spread", lambda x: f"{x:.0%}"),
-    ("cpu ms", "cpu_ms", _digits),
+    ("cpu ms", "cpu_ms", digits),
     ("GB/s", "gb_s", lambda x: f"{x:.0f}"),
     ("of\ngather", "gather_share", lambda x: f"{x:.2g}"),
     ("of\ncopy", "copy_share", lambda x: f"{x:.2g}"),
     ("error", "relative_error", lambda x: f"{x:.0e}"),
-    ("+ MB", "extra_memory_bytes", lambda x: _digits(x / 1e6)),
+    ("+ MB", "extra_memory_bytes", lambda x: digits(x / 1e6)),
     ("x\ntorch", "over_torch", lambda x: f"{x:.2f}"),
     ("x auto-\ngrad", "over_double_backward", lambda x: f"{x:.1f}"),
     ("x\nfull", "over_full", lambda x: f"{x:.1f}"),

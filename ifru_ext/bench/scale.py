@@ -193,6 +193,8 @@ def _measured(
         return torch.empty(0)
 
     memory = extra_memory(once)
+    if not timing.wall:  # where there is no clock of memory, it has not called
+        once()
     if timing.wall[0] < _SLOW:  # the first call finds cold caches and new memory
         timing = Timing()
         while len(timing.wall) < settings.repeats and sum(timing.wall) < _PATIENCE:

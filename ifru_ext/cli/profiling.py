@@ -46,7 +46,7 @@ from ifru_ext.cli.requests import (
 )
 from ifru_ext.device import as_device
 from ifru_ext.errors import InputError, as_integer
-from ifru_ext.io.versions import ModelStore
+from ifru_ext.io.versions import CHECKPOINT, ModelStore
 from ifru_ext.profiling import USUAL_DIM, profile
 from ifru_ext.replay import Replay, capture, load_call, replay
 from ifru_ext.report.text import number, share
@@ -160,6 +160,8 @@ def request_command(
         raise InputError("--capture: expected no --trace and no --html, which it would distort")
     for option, path in (("--trace", trace), ("--html", html), ("--to", to)):
         check_output(option, path, data, request)
+    if trace is not None and html is not None and trace.resolve() == html.resolve():
+        raise InputError(f"--trace, --html: expected two files, got {html} for both")
     _set_threads(threads)
 
     def run(store: Path) -> None:
@@ -180,7 +182,9 @@ def request_command(
     with tempfile.TemporaryDirectory(prefix="ifru-profile-") as folder:
         copy = Path(folder, "store")
         with opened(model, wait=wait) as store:
-            shutil.copytree(store.folder, copy, symlinks=True)
+            # Without the state of an interrupted request, whose work would not be seen again.
+            ignored = shutil.ignore_patterns(CHECKPOINT)
+            shutil.copytree(store.folder, copy, symlinks=True, ignore=ignored)
         if captured is not None and to is not None:
             name, call_number = _parsed(captured)
             with capture(name, call_number) as call:

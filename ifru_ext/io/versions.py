@@ -54,13 +54,13 @@ from ifru_ext.io.store import (
     latest_version,
 )
 
-__all__ = ["ModelStore", "is_store"]
+__all__ = ["CHECKPOINT", "ModelStore", "is_store"]
 
 _SALT = "salt"
 _LOCK = ".lock"
 _DELTA = "delta.safetensors"
 _FORGOTTEN = "forgotten.safetensors"
-_CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 _TEMPORARY = ".tmp-"
 _SALT_BYTES = 32
 _MAKES_A_VERSION = ("train", "import", "unlearn", "undo")
@@ -283,7 +283,7 @@ class ModelStore:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the state of an interrupted request on the current version is kept."""
-        return (self.path(self.current) / _CHECKPOINT).is_file()
+        return (self.path(self.current) / CHECKPOINT).is_file()
 
     def checkpoint(self, solve: Mapping[str, Any]) -> FileCheckpoint:
         """Where a request on the current version keeps its state until it is done.
@@ -292,7 +292,7 @@ class ModelStore:
             solve: JSON values that its result depends on, beside the model.
         """
         key = json.dumps({"model": self.entry["model"], **solve}, sort_keys=True)
-        path = self.path(self.current) / _CHECKPOINT
+        path = self.path(self.current) / CHECKPOINT
         return FileCheckpoint(path, fingerprint(key.encode()))
 
     def add(
@@ -352,7 +352,7 @@ class ModelStore:
                 sync_folder(self.folder)
                 if line["version_before"] is not None:
                     with suppress(OSError):  # its version holds as much, until it is purged
-                        (self.path(line["version_before"]) / _CHECKPOINT).unlink()
+                        (self.path(line["version_before"]) / CHECKPOINT).unlink()
         except BaseException as error:
             with suppress(OSError):
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -491,7 +491,7 @@ class ModelStore:
                 if _is_unfinished(path.name):
                     self._discard(path)
         if self.ledger.entries[-1].get("kind") == "purge":
-            for part in (_DELTA, _CHECKPOINT):
+            for part in (_DELTA, CHECKPOINT):
                 (self.path(self.current) / part).unlink(missing_ok=True)
         link = self.folder / LATEST
         if latest_version(self.folder) != self.current:

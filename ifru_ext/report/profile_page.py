@@ -52,13 +52,13 @@ def render(profile: Mapping[str, Any], *, title: str = "Profile") -> str:
         height=_HEIGHT,
         spans=_spans(profile["timeline"], whole),
         counted=list(dict.fromkeys(name for phase in phases for name in phase["counts"])),
-        phases=[(phase, _busiest(phase)) for phase in _nested(phases)],
+        phases=[(phase, _busiest(phase)) for phase in phases],
         ops=shown,
         rest={key: sum(op[key] for op in rest) for key in ("calls", "seconds")} if rest else None,
         n_rest=len(rest),
         outside=max(0.0, whole - phases[0]["op_seconds"]),
         roofs=_roofs(shown, profile["bandwidth"]),
-        in_ours=sum(op["seconds"] for op in ops if op["name"].startswith("ifru_ext::")),
+        in_ours=sum(op["seconds"] for op in ops if op["kind"] != Kind.TORCH),
         percent=lambda part, of: f"{100 * part / of:.1f} %" if of > 0 else "",
     )
     return page
@@ -96,17 +96,6 @@ def _spans(timeline: Sequence[Mapping[str, Any]], whole: float) -> list[dict[str
     ]
 
 
-def _nested(phases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each phase followed by those within it."""
-    order = {tuple(phase["path"]): place for place, phase in enumerate(phases)}
-
-    def place(phase: Mapping[str, Any]) -> list[int]:
-        path = tuple(phase["path"])
-        return [order[path[: depth + 1]] for depth in range(len(path))]
-
-    return sorted(phases, key=place)
-
-
 def _busiest(phase: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The ops of most time in a phase itself."""
     ops = sorted(phase["ops"].items(), key=lambda item: -item[1])
@@ -123,15 +112,9 @@ def _roofs(
     return [
         {
             "op": op,
-            "kind": _kind(op),
+            "kind": op["kind"],
             "width": f"{100 * op['gb_s'] / limit:.2f}",
             "mark": f"{100 * roof / limit:.2f}" if roof else None,
         }
         for op, roof in zip(known, roofs, strict=True)
     ]
-
-
-def _kind(op: Mapping[str, Any]) -> str:
-    if not op["name"].startswith("ifru_ext::"):
-        return Kind.TORCH
-    return Kind.SPARSE if op["access"] == "gather" else Kind.VECTOR

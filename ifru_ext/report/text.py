@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-__all__ = ["number", "seconds", "share", "shown"]
+__all__ = ["digits", "number", "seconds", "share", "shown"]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -27,6 +27,12 @@ def number(value: float | None, digits: int | None = None) -> str:
         return f"{value:,.0f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa} \u00d7 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def digits(value: float) -> str:
+    """Three digits, never an exponent; for columns of times."""
+    decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{decimals}f}"
 
 
 def seconds(value: float) -> str:
