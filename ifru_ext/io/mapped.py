@@ -351,7 +351,7 @@ def load(folder: str | os.PathLike[str], *, verify: bool = False) -> Interaction
     description = _description(path / DESCRIPTION, _FORMAT, "a folder of mapped interactions")
     digests = _checked_digests(path, description)
     n, *sizes = (
-        as_integer(f"{path / DESCRIPTION}: {name}", description.get(name), 1)
+        as_integer(f"{path / DESCRIPTION}: {name}", description.get(name, 0), 1)
         for name in ("interactions", "n_users", "n_items")
     )
     columns: dict[str, Any] = dict.fromkeys(COLUMNS)
