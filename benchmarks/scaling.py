@@ -8,6 +8,7 @@ import matplotlib as mpl
 from figures import COLOURS, LINE, OURS, STYLE, save_svg
 from matplotlib.figure import Figure
 
+from ifru_ext.costs import H100
 from ifru_ext.report.text import digits
 
 __all__ = ["scale_picture", "scale_text"]
@@ -74,7 +75,8 @@ def _predictions(rows: list[dict[str, Any]]) -> str:
     head += ("propagation, 3 layers, ms", f"{first['n_products']} steps of CG, s")
     lines = [
         f"Predicted, not measured: {first['n_users']:,} users, {first['n_items']:,} items, "
-        f"{first['n_interactions']:,} rows, d = {first['dim']}, on {first['machine']} at 3.0 TB/s:",
+        f"{first['n_interactions']:,} rows, d = {first['dim']}, on {first['machine']} at "
+        f"{H100.copy / 1e12:.1f} TB/s:",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",
@@ -96,7 +98,8 @@ def _predictions(rows: list[dict[str, Any]]) -> str:
         "\n\nOne such machine holds what a product reads, in either width of ids, but not what a "
         "solve holds as it is written: ids of the data, derivatives in two orders, ten vectors. On "
         "eight each has an eighth of the users with their rows, and all items, whose part of a "
-        f"product is added up in {exchange:.1f} ms at NVLink's 450 GB/s."
+        f"product is added up in {exchange:.1f} ms at NVLink's "
+        f"{H100.link / 1e9:.0f} GB/s."
     )
 
 
