@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 # What says which measurement a section or a row of one of its lists is.
 KEYS = ("shape", "data", "model", "case", "request", "flipped", "n_users", "n_items")
 KEYS += ("n_interactions", "dim", "threads", "step", "op", "name", "method")
-# A row's time and its quartiles, by how many milliseconds. One request's is the processor's time, the
-# median of at most three runs, whose quartiles are not kept.
+# A row's time and its quartiles, by how many milliseconds. One request's is the processor's time,
+# the median of at most three runs, whose quartiles are not kept.
 TIMES = (
     ("median_ms", "q1_ms", "q3_ms", 1.0),
     ("cpu_seconds", "cpu_seconds", "cpu_seconds", 1e3),

@@ -350,8 +350,9 @@ def load(folder: str | os.PathLike[str], *, verify: bool = False) -> Interaction
     path = Path(folder)
     description = _description(path / DESCRIPTION, _FORMAT, "a folder of mapped interactions")
     digests = _checked_digests(path, description)
+    given: dict[str, Any] = dict.fromkeys(("interactions", "n_users", "n_items")) | description
     n, *sizes = (
-        as_integer(f"{path / DESCRIPTION}: {name}", description.get(name, 0), 1)
+        as_integer(f"{path / DESCRIPTION}: {name}", given[name], 1)
         for name in ("interactions", "n_users", "n_items")
     )
     columns: dict[str, Any] = dict.fromkeys(COLUMNS)
