@@ -204,10 +204,10 @@ class Voice:
     as_json: bool
     quiet: bool
 
-    def say(self, text: object) -> None:
-        """Prints for people."""
+    def say(self, text: object, *, whole: bool = False) -> None:
+        """Prints for people; `whole` is what they may copy, on one line however long."""
         if not (self.as_json or self.quiet):
-            out.print(text, markup=False)
+            out.print(text, markup=False, soft_wrap=whole)
 
     def note(self, text: str) -> None:
         """Prints to the error output what a person should know beside the result."""

@@ -192,7 +192,7 @@ def request_command(
             call.save(to)
             voice.json({"op": name, "number": call_number, "file": str(to)})
             voice.say(f"Kept call {call_number} of {name}; to make it again:")
-            voice.say(f"ifru profile replay {to}")
+            voice.say(f"ifru profile replay {to}", whole=True)
             return
         with profile(roofline=roofline) as found:
             changed = _made(voice, copy, run)
