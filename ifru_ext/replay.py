@@ -306,7 +306,7 @@ def _checked(call: Captured, func: Callable[..., Any], arguments: _Arguments) ->
     """The first call, whose refusal is the file's or the device's fault."""
     try:
         return func(**arguments.named)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise InputError(f"replay of {call.op}: {str(error).splitlines()[0]}") from None
 
 
